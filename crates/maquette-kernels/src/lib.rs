@@ -1,1 +1,19 @@
-//! Maquette: kernels.
+//! Operators written by hand for the CPU, where composing Burn's own costs too much time.
+//!
+//! Each is a plain function on tensors. On Burn's `flex` backend with 32-bit floats, with or
+//! without autodiff, it runs a fused kernel with a handwritten backward pass; everywhere else the
+//! same function composes Burn's operators. Callers need not know which.
+//!
+//! Results are deterministic: what is summed in which order depends on the shapes alone, never on
+//! the number of threads.
+
+// The kernels read and write through pointers the compiler cannot bound. Each block carries its
+// proof, and nothing unsafe leaves this crate.
+#![allow(unsafe_code)]
+
+mod conv2d;
+mod correlate;
+mod dispatch;
+mod simd;
+
+pub use conv2d::conv2d;

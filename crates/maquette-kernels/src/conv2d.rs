@@ -1,0 +1,678 @@
+//! 2-D convolution, its input gradient and its weight gradient as sums over taps.
+//!
+//! The image is copied once into a padded buffer, split into `stride x stride` phases so that
+//! neighbouring outputs read neighbouring numbers whatever the stride. Then
+//!
+//! 1. the output correlates the image with the weights;
+//! 2. the input gradient correlates the padded output gradient with the flipped weights, once per
+//!    phase, which is what a transposed convolution is;
+//! 3. the weight gradient sums image times output gradient per tap, over fixed groups of images
+//!    whose partial sums are added in order.
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::Tensor;
+use burn::tensor::ops::ConvOptions;
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::correlate::{Grid, SLACK, TAP_BLOCK, Taps, accumulate_outer, correlate, row_len};
+use crate::dispatch::{Optional, flex_tensor, is_flex_f32};
+use crate::simd::Isa;
+
+/// Groups of images whose weight gradients are summed apart and then added in order. Fixed, so
+/// that the result does not depend on the number of threads.
+const WEIGHT_GROUPS: usize = 8;
+
+/// 2-D convolution (cross-correlation) with zero padding.
+///
+/// `out[n, o, y, x] = bias[o] + sum_{c,i,j} weight[o, c, i, j] * x[n, c, y*s + i - p, x*s + j - p]`
+///
+/// # Shapes
+/// - `x`: `[batch, channels_in, height, width]`
+/// - `weight`: `[channels_out, channels_in, kernel_height, kernel_width]`
+/// - `bias`: `[channels_out]`
+/// - output: `[batch, channels_out, (height + 2 p - kernel_height) / s + 1, (width + 2 p - kernel_width) / s + 1]`
+///   with stride `s` and padding `p` of that axis
+///
+/// # Panics
+/// If the channels of the arguments disagree, a stride is zero, or the kernel is larger than the
+/// padded image.
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: Tensor<4>,
+    bias: Option<Tensor<1>>,
+    stride: [usize; 2],
+    padding: [usize; 2],
+) -> Tensor<4> {
+    let geometry = Geometry::new(x.dims(), weight.dims(), stride, padding);
+    if let Some(bias) = &bias {
+        let (given, expected) = (bias.dims()[0], geometry.channels_out);
+        assert_eq!(
+            given, expected,
+            "conv2d: one bias per output channel of the weight"
+        );
+    }
+    let fused = is_flex_f32(&x)
+        && is_flex_f32(&weight)
+        && bias.as_ref().is_none_or(is_flex_f32)
+        && geometry.is_not_empty();
+    if !fused {
+        let options = ConvOptions::new(stride, padding, [1, 1], 1);
+        return burn::tensor::module::conv2d(x, weight, bias, options);
+    }
+    let bias = match bias {
+        Some(bias) => Optional::Given(bias.into_dispatch()),
+        None => Optional::Absent,
+    };
+    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
+    Tensor::from_dispatch(Dispatch::fused_conv2d(x, weight, bias, geometry))
+}
+
+/// The sizes of one convolution.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    batch: usize,
+    channels_in: usize,
+    channels_out: usize,
+    input: [usize; 2],
+    kernel: [usize; 2],
+    output: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+}
+
+impl Geometry {
+    fn new(x: [usize; 4], weight: [usize; 4], stride: [usize; 2], padding: [usize; 2]) -> Self {
+        let [batch, channels_in, height, width] = x;
+        let [channels_out, weight_in, kernel_height, kernel_width] = weight;
+        assert_eq!(
+            channels_in, weight_in,
+            "conv2d: the input has {channels_in} channels, the weight expects {weight_in}"
+        );
+        assert!(
+            stride[0] > 0 && stride[1] > 0,
+            "conv2d: a stride must be at least 1"
+        );
+        let input = [height, width];
+        let kernel = [kernel_height, kernel_width];
+        let output = [0, 1].map(|axis| {
+            let padded = input[axis] + 2 * padding[axis];
+            assert!(
+                (1..=padded).contains(&kernel[axis]),
+                "conv2d: a kernel of {} does not fit the padded size {padded}; pad more",
+                kernel[axis],
+            );
+            (padded - kernel[axis]) / stride[axis] + 1
+        });
+        Self {
+            batch,
+            channels_in,
+            channels_out,
+            input,
+            kernel,
+            output,
+            stride,
+            padding,
+        }
+    }
+
+    fn is_not_empty(&self) -> bool {
+        self.batch * self.channels_in * self.channels_out * self.input[0] * self.input[1] > 0
+    }
+
+    fn input_shape(&self) -> [usize; 4] {
+        [self.batch, self.channels_in, self.input[0], self.input[1]]
+    }
+
+    fn weight_shape(&self) -> [usize; 4] {
+        [
+            self.channels_out,
+            self.channels_in,
+            self.kernel[0],
+            self.kernel[1],
+        ]
+    }
+
+    fn output_shape(&self) -> [usize; 4] {
+        [
+            self.batch,
+            self.channels_out,
+            self.output[0],
+            self.output[1],
+        ]
+    }
+
+    /// Numbers of one image, of one output image, and of the weights of one output channel.
+    fn lens(&self) -> (usize, usize, usize) {
+        (
+            self.channels_in * self.input[0] * self.input[1],
+            self.channels_out * self.output[0] * self.output[1],
+            self.channels_in * self.kernel[0] * self.kernel[1],
+        )
+    }
+}
+
+/// The convolution as Burn's dispatch sees it.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait FusedConv2d: Backend {
+    /// See [`conv2d`].
+    fn fused_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        #[extension_type] bias: Optional<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self>;
+}
+
+impl FusedConv2d for Flex {
+    fn fused_conv2d(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Optional<Self>,
+        geometry: Geometry,
+    ) -> FlexTensor {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let bias = match bias {
+            Optional::Given(bias) => Some(bias.to_contiguous()),
+            Optional::Absent => None,
+        };
+        let out = forward(
+            Isa::detect(),
+            &geometry,
+            x.storage(),
+            weight.storage(),
+            bias.as_ref().map(FlexTensor::storage),
+        );
+        flex_tensor(out, &geometry.output_shape())
+    }
+}
+
+impl<C: CheckpointStrategy> FusedConv2d for Autodiff<Flex, C> {
+    fn fused_conv2d(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Optional<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self> {
+        // Two arms, because the number of parents is part of the type.
+        macro_rules! record {
+            ($nodes:expr, $bias:expr) => {
+                match Conv2dBackward
+                    .prepare::<C>($nodes)
+                    .compute_bound()
+                    .stateful()
+                {
+                    OpsKind::Tracked(mut prep) => {
+                        let state = (prep.checkpoint(&x), prep.checkpoint(&weight), geometry);
+                        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                        prep.finish(state, Flex::fused_conv2d(x, weight, $bias, geometry))
+                    }
+                    OpsKind::UnTracked(prep) => {
+                        let (x, weight) = (x.into_primitive(), weight.into_primitive());
+                        prep.finish(Flex::fused_conv2d(x, weight, $bias, geometry))
+                    }
+                }
+            };
+        }
+        match bias {
+            Optional::Given(bias) => {
+                let nodes = [x.node(), weight.node(), bias.node()];
+                record!(nodes, Optional::Given(bias.into_primitive()))
+            }
+            Optional::Absent => record!([x.node(), weight.node()], Optional::Absent),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Conv2dBackward;
+
+/// Parents are the input, the weight and, with three of them, the bias.
+impl<const PARENTS: usize> Backward<Flex, PARENTS> for Conv2dBackward {
+    type State = (NodeId, NodeId, Geometry);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, PARENTS>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let (x, weight, geometry) = ops.state;
+        let isa = Isa::detect();
+        let x = checkpointer.retrieve_node_output::<FlexTensor>(x);
+        let weight = checkpointer.retrieve_node_output::<FlexTensor>(weight);
+        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let grad = grad.storage();
+        for (parent, node) in ops.parents.into_iter().enumerate() {
+            let Some(node) = node else { continue };
+            let tensor = match parent {
+                0 => {
+                    let weight = weight.to_contiguous();
+                    let out = input_gradient(isa, &geometry, weight.storage(), grad);
+                    flex_tensor(out, &geometry.input_shape())
+                }
+                1 => {
+                    let x = x.to_contiguous();
+                    let out = weight_gradient(isa, &geometry, x.storage(), grad);
+                    flex_tensor(out, &geometry.weight_shape())
+                }
+                _ => flex_tensor(bias_gradient(&geometry, grad), &[geometry.channels_out]),
+            };
+            grads.register::<Flex>(node.id, tensor);
+        }
+    }
+}
+
+/// An image padded with zeros and split into phases: padded position `u = stride * v + phase` of
+/// an axis is at `v` in the plane of that phase. `[channel][phase][row][column]`, flat.
+struct Phases {
+    geometry: Geometry,
+    /// Rows and columns of one plane.
+    plane: [usize; 2],
+}
+
+impl Phases {
+    fn new(geometry: &Geometry) -> Self {
+        let plane = [0, 1].map(|axis| {
+            (geometry.input[axis] + 2 * geometry.padding[axis]).div_ceil(geometry.stride[axis])
+        });
+        Self {
+            geometry: *geometry,
+            plane,
+        }
+    }
+
+    /// A buffer of zeros, of which [`Self::fill`] leaves the border untouched.
+    fn buffer(&self) -> Vec<f32> {
+        let [sh, sw] = self.geometry.stride;
+        vec![0.0; self.geometry.channels_in * sh * sw * self.plane[0] * self.plane[1] + SLACK]
+    }
+
+    /// Where each weight of an output channel reads, in the weight's own order.
+    fn offsets(&self) -> Vec<usize> {
+        let Geometry {
+            channels_in,
+            kernel: [kh, kw],
+            stride: [sh, sw],
+            ..
+        } = self.geometry;
+        let mut offsets = Vec::with_capacity(channels_in * kh * kw);
+        for channel in 0..channels_in {
+            for i in 0..kh {
+                for j in 0..kw {
+                    let plane = (channel * sh + i % sh) * sw + j % sw;
+                    offsets.push((plane * self.plane[0] + i / sh) * self.plane[1] + j / sw);
+                }
+            }
+        }
+        offsets
+    }
+
+    /// Copies one image into the buffer.
+    fn fill(&self, image: &[f32], buffer: &mut [f32]) {
+        let Geometry {
+            input: [height, width],
+            stride: [sh, sw],
+            padding: [ph, pw],
+            ..
+        } = self.geometry;
+        for (row, from) in image.chunks_exact(width).enumerate() {
+            let (channel, u) = (row / height, row % height + ph);
+            let plane = (channel * sh + u % sh) * sw;
+            for phase in 0..sw {
+                // The first column of this phase that is not padding.
+                let v = pw.saturating_sub(phase).div_ceil(sw);
+                let skipped = v * sw + phase - pw;
+                let to = ((plane + phase) * self.plane[0] + u / sh) * self.plane[1] + v;
+                if sw == 1 {
+                    buffer[to..to + width].copy_from_slice(from);
+                } else if skipped < width {
+                    let from = from[skipped..].iter().step_by(sw);
+                    buffer[to..]
+                        .iter_mut()
+                        .zip(from)
+                        .for_each(|(to, from)| *to = *from);
+                }
+            }
+        }
+    }
+
+    /// The outputs, as positions in a plane.
+    fn grid(&self) -> Grid {
+        let [rows, cols] = self.geometry.output;
+        Grid {
+            rows,
+            cols,
+            stride: self.plane[1],
+        }
+    }
+}
+
+/// Positions of a grid when it is walked as one line, the gaps between rows included.
+fn line(grid: Grid) -> usize {
+    (grid.rows - 1) * grid.stride + grid.cols
+}
+
+fn forward(
+    isa: Isa,
+    geometry: &Geometry,
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let (image_len, out_len, weight_len) = geometry.lens();
+    let phases = Phases::new(geometry);
+    let taps = Taps::pack(
+        isa,
+        phases.offsets(),
+        geometry.channels_out,
+        |channel, tap| weight[channel * weight_len + tap],
+    );
+    let grid = phases.grid();
+    let stride = row_len(isa, line(grid));
+    let mut out = vec![0.0; geometry.batch * out_len];
+    out.par_chunks_mut(out_len)
+        .zip(x.par_chunks(image_len))
+        .for_each_init(
+            || (phases.buffer(), vec![0.0; taps.rows() * stride]),
+            |(padded, sums), (out, image)| {
+                phases.fill(image, padded);
+                correlate(&taps, padded, 0, line(grid), sums);
+                let channels = out
+                    .chunks_exact_mut(grid.rows * grid.cols)
+                    .zip(sums.chunks_exact(stride));
+                for (channel, (out, sums)) in channels.enumerate() {
+                    let bias = bias.map_or(0.0, |bias| bias[channel]);
+                    for (out, sums) in out
+                        .chunks_exact_mut(grid.cols)
+                        .zip(sums.chunks(grid.stride))
+                    {
+                        out.iter_mut()
+                            .zip(sums)
+                            .for_each(|(out, sum)| *out = sum + bias);
+                    }
+                }
+            },
+        );
+    out
+}
+
+/// One axis of one phase of the input gradient: which inputs it is, and which taps reach them.
+struct PhaseAxis {
+    phase: usize,
+    /// Kernel positions `phase + stride * t` for `t` in `0..taps`.
+    taps: usize,
+    /// Inputs `stride * v + phase - padding` for `v` in `first..end`.
+    first: usize,
+    end: usize,
+}
+
+impl PhaseAxis {
+    fn new(geometry: &Geometry, axis: usize, phase: usize) -> Self {
+        let (stride, padding) = (geometry.stride[axis], geometry.padding[axis]);
+        let beyond = geometry.input[axis] + padding;
+        Self {
+            phase,
+            taps: geometry.kernel[axis].saturating_sub(phase).div_ceil(stride),
+            first: padding.saturating_sub(phase).div_ceil(stride),
+            end: beyond.saturating_sub(phase).div_ceil(stride),
+        }
+    }
+
+    fn all(geometry: &Geometry, axis: usize) -> Vec<Self> {
+        (0..geometry.stride[axis])
+            .map(|phase| Self::new(geometry, axis, phase))
+            .collect()
+    }
+}
+
+/// The output gradient with a border, into which a transposed convolution reads.
+struct Bordered {
+    /// Zeros before the first row and column.
+    before: [usize; 2],
+    /// Rows and columns with the border.
+    plane: [usize; 2],
+}
+
+impl Bordered {
+    fn new(geometry: &Geometry, axes: &[Vec<PhaseAxis>; 2]) -> Self {
+        let before = [0, 1].map(|axis| {
+            axes[axis]
+                .iter()
+                .map(|phase| phase.taps)
+                .max()
+                .unwrap_or(1)
+                .saturating_sub(1)
+        });
+        let plane = [0, 1].map(|axis| {
+            let reached = axes[axis].iter().map(|phase| phase.end).max().unwrap_or(0);
+            reached.max(geometry.output[axis]) + before[axis]
+        });
+        Self { before, plane }
+    }
+
+    fn buffer(&self, channels: usize) -> Vec<f32> {
+        vec![0.0; channels * self.plane[0] * self.plane[1] + SLACK]
+    }
+
+    fn fill(&self, geometry: &Geometry, grad: &[f32], buffer: &mut [f32]) {
+        let [rows, cols] = geometry.output;
+        for (row, from) in grad.chunks_exact(cols).enumerate() {
+            let plane = row / rows * self.plane[0] + row % rows + self.before[0];
+            let to = plane * self.plane[1] + self.before[1];
+            buffer[to..to + cols].copy_from_slice(from);
+        }
+    }
+}
+
+/// The inputs of one phase and the taps that reach them.
+struct InputPhase<'a> {
+    row: &'a PhaseAxis,
+    col: &'a PhaseAxis,
+    taps: Taps,
+    start: usize,
+    grid: Grid,
+}
+
+impl<'a> InputPhase<'a> {
+    /// `None` where no tap reaches the phase, so that its gradient is zero.
+    fn new(
+        isa: Isa,
+        geometry: &Geometry,
+        bordered: &Bordered,
+        weight: &[f32],
+        [row, col]: [&'a PhaseAxis; 2],
+    ) -> Option<Self> {
+        let rows = row.end.saturating_sub(row.first);
+        let cols = col.end.saturating_sub(col.first);
+        let per_channel = row.taps * col.taps;
+        if rows * cols * per_channel == 0 {
+            return None;
+        }
+        let ([sh, sw], [kh, kw]) = (geometry.stride, geometry.kernel);
+        let split = |tap: usize| {
+            let (channel, tap) = (tap / per_channel, tap % per_channel);
+            (channel, tap / col.taps, tap % col.taps)
+        };
+        let offsets = (0..geometry.channels_out * per_channel).map(|tap| {
+            let (channel, i, j) = split(tap);
+            let row = channel * bordered.plane[0] + bordered.before[0] - i;
+            row * bordered.plane[1] + bordered.before[1] - j
+        });
+        let taps = Taps::pack(
+            isa,
+            offsets.collect(),
+            geometry.channels_in,
+            |channel, tap| {
+                let (out, i, j) = split(tap);
+                let (i, j) = (row.phase + sh * i, col.phase + sw * j);
+                weight[((out * geometry.channels_in + channel) * kh + i) * kw + j]
+            },
+        );
+        let start = row.first * bordered.plane[1] + col.first;
+        let grid = Grid {
+            rows,
+            cols,
+            stride: bordered.plane[1],
+        };
+        Some(Self {
+            row,
+            col,
+            taps,
+            start,
+            grid,
+        })
+    }
+
+    /// Writes this phase's part of one image's gradient.
+    fn run(
+        &self,
+        isa: Isa,
+        geometry: &Geometry,
+        padded: &[f32],
+        sums: &mut [f32],
+        out: &mut [f32],
+    ) {
+        let Geometry {
+            input: [height, width],
+            stride: [sh, sw],
+            padding: [ph, pw],
+            ..
+        } = *geometry;
+        let positions = line(self.grid);
+        correlate(&self.taps, padded, self.start, positions, sums);
+        let sums = sums.chunks_exact(row_len(isa, positions));
+        for (out, sums) in out.chunks_exact_mut(height * width).zip(sums) {
+            for (v, sums) in
+                (self.row.first..).zip(sums.chunks(self.grid.stride).take(self.grid.rows))
+            {
+                let row = sh * v + self.row.phase - ph;
+                let col = sw * self.col.first + self.col.phase - pw;
+                let out = &mut out[row * width..][..width];
+                if sw == 1 {
+                    out[col..].copy_from_slice(&sums[..self.grid.cols]);
+                } else {
+                    let out = out[col..].iter_mut().step_by(sw);
+                    out.zip(sums).for_each(|(out, sum)| *out = *sum);
+                }
+            }
+        }
+    }
+}
+
+fn input_gradient(isa: Isa, geometry: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+    let (image_len, out_len, _) = geometry.lens();
+    let axes = [PhaseAxis::all(geometry, 0), PhaseAxis::all(geometry, 1)];
+    let bordered = Bordered::new(geometry, &axes);
+    let phases: Vec<_> = axes[0]
+        .iter()
+        .flat_map(|row| axes[1].iter().map(move |col| [row, col]))
+        .filter_map(|axes| InputPhase::new(isa, geometry, &bordered, weight, axes))
+        .collect();
+    let sums_len = phases
+        .iter()
+        .map(|p| p.taps.rows() * row_len(isa, line(p.grid)))
+        .max();
+    let mut out = vec![0.0; geometry.batch * image_len];
+    out.par_chunks_mut(image_len)
+        .zip(grad.par_chunks(out_len))
+        .for_each_init(
+            || {
+                (
+                    bordered.buffer(geometry.channels_out),
+                    vec![0.0; sums_len.unwrap_or(0)],
+                )
+            },
+            |(padded, sums), (out, grad)| {
+                bordered.fill(geometry, grad, padded);
+                for phase in &phases {
+                    phase.run(isa, geometry, padded, sums, out);
+                }
+            },
+        );
+    out
+}
+
+fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    let (image_len, out_len, weight_len) = geometry.lens();
+    let phases = Phases::new(geometry);
+    let mut offsets = phases.offsets();
+    let last = offsets[weight_len - 1];
+    offsets.resize(weight_len.next_multiple_of(TAP_BLOCK), last);
+    let channels = geometry.channels_out.next_multiple_of(isa.lanes());
+    let grid = phases.grid();
+    let positions = grid.rows * grid.cols;
+    let group = geometry.batch.div_ceil(WEIGHT_GROUPS);
+    let partial: Vec<Vec<f32>> = x
+        .par_chunks(group * image_len)
+        .zip(grad.par_chunks(group * out_len))
+        .map(|(x, grad)| {
+            let mut padded = phases.buffer();
+            let mut columns = vec![0.0; positions * channels];
+            let mut sums = vec![0.0; offsets.len() * channels];
+            for (image, grad) in x.chunks_exact(image_len).zip(grad.chunks_exact(out_len)) {
+                phases.fill(image, &mut padded);
+                transpose_into(grad, positions, &mut columns, channels);
+                accumulate_outer(isa, &offsets, &padded, grid, &columns, channels, &mut sums);
+            }
+            sums
+        })
+        .collect();
+    let mut out = vec![0.0; geometry.channels_out * weight_len];
+    for (channel, out) in out.chunks_exact_mut(weight_len).enumerate() {
+        for (tap, out) in out.iter_mut().enumerate() {
+            *out = partial
+                .iter()
+                .map(|sums| sums[tap * channels + channel])
+                .sum();
+        }
+    }
+    out
+}
+
+/// `[rows][cols]` to `[cols][stride]`, eight rows at a time so that writes fill cache lines.
+fn transpose_into(from: &[f32], cols: usize, to: &mut [f32], stride: usize) {
+    const BLOCK: usize = 8;
+    for (block, rows) in from.chunks(BLOCK * cols).enumerate() {
+        let height = rows.len() / cols;
+        for (col, to) in to.chunks_exact_mut(stride).enumerate() {
+            for (row, to) in to[block * BLOCK..][..height].iter_mut().enumerate() {
+                *to = rows[row * cols + col];
+            }
+        }
+    }
+}
+
+fn bias_gradient(geometry: &Geometry, grad: &[f32]) -> Vec<f32> {
+    let (_, out_len, _) = geometry.lens();
+    let plane = geometry.output[0] * geometry.output[1];
+    (0..geometry.channels_out)
+        .into_par_iter()
+        .map(|channel| {
+            let images = grad.chunks_exact(out_len);
+            images
+                .map(|image| sum(&image[channel * plane..][..plane]))
+                .sum()
+        })
+        .collect()
+}
+
+/// A sum in sixteen interleaved parts, which the compiler can keep in vectors.
+fn sum(values: &[f32]) -> f32 {
+    let mut parts = [0.0; 16];
+    let chunks = values.chunks_exact(parts.len());
+    let rest: f32 = chunks.remainder().iter().sum();
+    for chunk in chunks {
+        parts
+            .iter_mut()
+            .zip(chunk)
+            .for_each(|(part, value)| *part += value);
+    }
+    parts.iter().sum::<f32>() + rest
+}

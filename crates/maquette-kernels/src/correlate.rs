@@ -1,0 +1,371 @@
+//! The two inner loops of convolution, free of geometry.
+//!
+//! An image is a flat slice; a *tap* is an offset into it. With the image padded and, for strides
+//! above one, split into its phases, every convolution is the same sum over taps:
+//!
+//! - [`correlate`]: `out[c][p] = sum over taps k of weights[k][c] * image[start + taps[k] + p]`
+//! - [`accumulate_outer`]: `sums[k][c] += sum over positions of image[taps[k] + position] * grads[position][c]`
+//!
+//! Nothing is unrolled into columns first: the taps *are* the im2col matrix, read in place.
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Isa, Lanes, Portable};
+
+/// Positions held in registers by one step of [`correlate`], in vectors.
+const TILE_VECTORS: usize = 3;
+
+/// Taps are given to [`accumulate_outer`] in multiples of this (repeat the last one).
+pub(crate) const TAP_BLOCK: usize = 12;
+
+/// Floats an image must have beyond its last position, because whole tiles are read.
+pub(crate) const SLACK: usize = 16 * TILE_VECTORS;
+
+/// Output channels computed together by [`correlate`]: the width of a panel of packed weights.
+pub(crate) fn panel_width(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => 4,
+        _ => 8,
+    }
+}
+
+/// Weights packed for [`correlate`], with where each reads.
+pub(crate) struct Taps {
+    /// Where tap `k` reads, relative to the position.
+    pub(crate) offsets: Vec<usize>,
+    /// `[panel][tap][channel in panel]`, the last panel filled up with zeros.
+    weights: Vec<f32>,
+    panels: usize,
+    isa: Isa,
+}
+
+impl Taps {
+    /// Packs `weight(channel, tap)` of `channels` output channels for the taps at `offsets`.
+    pub(crate) fn pack(
+        isa: Isa,
+        offsets: Vec<usize>,
+        channels: usize,
+        weight: impl Fn(usize, usize) -> f32,
+    ) -> Self {
+        let width = panel_width(isa);
+        let panels = channels.div_ceil(width);
+        let mut weights = vec![0.0; panels * offsets.len() * width];
+        for channel in 0..channels {
+            let start = (channel / width) * offsets.len() * width + channel % width;
+            for tap in 0..offsets.len() {
+                weights[start + tap * width] = weight(channel, tap);
+            }
+        }
+        Self {
+            offsets,
+            weights,
+            panels,
+            isa,
+        }
+    }
+
+    /// Rows of the output of [`correlate`]: the channels rounded up to whole panels.
+    pub(crate) fn rows(&self) -> usize {
+        self.panels * panel_width(self.isa)
+    }
+}
+
+/// Length of one row of the output of [`correlate`]: the positions rounded up to whole vectors.
+pub(crate) fn row_len(isa: Isa, positions: usize) -> usize {
+    positions.next_multiple_of(isa.lanes())
+}
+
+/// `out[c][p] = sum_k weights[k][c] * image[start + offsets[k] + p]` for `p` in `0..positions`.
+///
+/// `out` is `[taps.rows()][row_len(positions)]`; numbers past `positions` in a row are garbage.
+///
+/// # Panics
+/// If the image or `out` is too short.
+pub(crate) fn correlate(
+    taps: &Taps,
+    image: &[f32],
+    start: usize,
+    positions: usize,
+    out: &mut [f32],
+) {
+    let stride = row_len(taps.isa, positions);
+    let furthest = taps.offsets.iter().max().copied().unwrap_or(0);
+    assert!(
+        start + furthest + stride <= image.len(),
+        "image too short for its taps"
+    );
+    assert!(taps.rows() * stride <= out.len(), "output too short");
+    let job = Correlate {
+        offsets: &taps.offsets,
+        weights: taps.weights.as_ptr(),
+        panels: taps.panels,
+        image: image[start..].as_ptr(),
+        out: out.as_mut_ptr(),
+        stride,
+    };
+    // SAFETY: `Isa` values other than `Portable` exist only where detection found the instruction
+    // set. The reads of `run` reach `offset + stride` floats into the image and its writes
+    // `panels * width * stride` floats into `out`, both checked above; the packed weights hold
+    // `panels * taps * width` floats by construction in `Taps::pack`, with the same width.
+    unsafe {
+        match taps.isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => correlate_avx512(&job),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => correlate_avx2(&job),
+            Isa::Portable => job.run::<Portable, 8>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn correlate_avx512(job: &Correlate) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx512, 8>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn correlate_avx2(job: &Correlate) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx2, 4>() }
+}
+
+struct Correlate<'a> {
+    offsets: &'a [usize],
+    weights: *const f32,
+    panels: usize,
+    image: *const f32,
+    out: *mut f32,
+    /// Length of a row of `out`, a multiple of the lanes.
+    stride: usize,
+}
+
+impl Correlate<'_> {
+    /// Tiles of positions outside, panels inside: the image's tile stays in the first cache while
+    /// the weights stream past.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `L`; `WIDTH` is the panel width the weights were packed
+    /// with; the lengths are as [`correlate`] checks them.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, const WIDTH: usize>(&self) {
+        let mut position = 0;
+        while position < self.stride {
+            let vectors = ((self.stride - position) / L::N).min(TILE_VECTORS);
+            for panel in 0..self.panels {
+                // SAFETY: `position + vectors * N <= stride` and `panel < panels`, so every access
+                // of the tile stays inside what the caller vouches for.
+                unsafe {
+                    match vectors {
+                        3 => self.tile::<L, 3, WIDTH>(position, panel),
+                        2 => self.tile::<L, 2, WIDTH>(position, panel),
+                        _ => self.tile::<L, 1, WIDTH>(position, panel),
+                    }
+                }
+            }
+            position += vectors * L::N;
+        }
+    }
+
+    /// `VECTORS` vectors of positions times `WIDTH` channels, all sums in registers.
+    ///
+    /// # Safety
+    /// As [`Self::run`], with `position + VECTORS * L::N <= stride` and `panel < panels`.
+    #[inline(always)]
+    unsafe fn tile<L: Lanes, const VECTORS: usize, const WIDTH: usize>(
+        &self,
+        position: usize,
+        panel: usize,
+    ) {
+        // SAFETY: see above; `weights` advances `WIDTH` floats per tap inside its panel.
+        unsafe {
+            let mut sums = [[L::splat(0.0); VECTORS]; WIDTH];
+            let mut weights = self.weights.add(panel * self.offsets.len() * WIDTH);
+            for &offset in self.offsets {
+                let from = self.image.add(offset + position);
+                let mut x = [L::splat(0.0); VECTORS];
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = L::load(from.add(i * L::N));
+                }
+                for (channel, sums) in sums.iter_mut().enumerate() {
+                    let w = L::splat(*weights.add(channel));
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = L::mul_add(w, x, *sum);
+                    }
+                }
+                weights = weights.add(WIDTH);
+            }
+            for (channel, sums) in sums.iter().enumerate() {
+                let to = self
+                    .out
+                    .add((panel * WIDTH + channel) * self.stride + position);
+                for (i, sum) in sums.iter().enumerate() {
+                    L::store(to.add(i * L::N), *sum);
+                }
+            }
+        }
+    }
+}
+
+/// A grid of positions: `rows` rows of `cols` neighbours, `stride` apart.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) stride: usize,
+}
+
+/// `sums[k][c] += sum over the grid of image[offsets[k] + position] * grads[index][c]`.
+///
+/// `grads` is `[rows * cols][channels]` and `sums` `[offsets][channels]`, `channels` a multiple of
+/// the lanes and `offsets.len()` of [`TAP_BLOCK`].
+///
+/// # Panics
+/// If a slice is too short or a length not such a multiple.
+pub(crate) fn accumulate_outer(
+    isa: Isa,
+    offsets: &[usize],
+    image: &[f32],
+    grid: Grid,
+    grads: &[f32],
+    channels: usize,
+    sums: &mut [f32],
+) {
+    if grid.rows == 0 || grid.cols == 0 || offsets.is_empty() {
+        return;
+    }
+    let last = (grid.rows - 1) * grid.stride + grid.cols - 1;
+    let furthest = offsets.iter().max().copied().unwrap_or(0);
+    assert!(
+        furthest + last < image.len(),
+        "image too short for its taps"
+    );
+    assert!(channels.is_multiple_of(isa.lanes()) && offsets.len().is_multiple_of(TAP_BLOCK));
+    assert!(
+        grid.rows * grid.cols * channels <= grads.len(),
+        "gradient too short"
+    );
+    assert!(offsets.len() * channels <= sums.len(), "sums too short");
+    let job = Outer {
+        offsets,
+        image: image.as_ptr(),
+        grid,
+        grads: grads.as_ptr(),
+        channels,
+        sums: sums.as_mut_ptr(),
+    };
+    // SAFETY: as for `correlate`: the instruction set was detected, and `run` reads the image at
+    // `offset + position`, the gradient in its `rows * cols * channels` floats, and updates `sums`
+    // in its `offsets * channels` floats, all checked above.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => outer_avx512(&job),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => outer_avx2(&job),
+            Isa::Portable => job.run::<Portable, 6, 12>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn outer_avx512(job: &Outer) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx512, 6, 12>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn outer_avx2(job: &Outer) {
+    // SAFETY: the caller's. Fewer taps at a time, as there are only sixteen registers.
+    unsafe { job.run::<Avx2, 2, 6>() }
+}
+
+struct Outer<'a> {
+    offsets: &'a [usize],
+    image: *const f32,
+    grid: Grid,
+    grads: *const f32,
+    channels: usize,
+    sums: *mut f32,
+}
+
+impl Outer<'_> {
+    /// Blocks of channels outside, taps inside. `FOUR` and `TWO` are the taps held in registers
+    /// against four and two vectors of channels.
+    ///
+    /// # Safety
+    /// The machine has the instructions of `L`; `FOUR` and `TWO` divide [`TAP_BLOCK`]; the lengths
+    /// are as [`accumulate_outer`] checks them.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, const FOUR: usize, const TWO: usize>(&self) {
+        let mut channel = 0;
+        while channel < self.channels {
+            // SAFETY: each block stays below `channels`, and `chunks_exact` leaves no tap over
+            // because the block sizes divide the number of taps.
+            unsafe {
+                match (self.channels - channel) / L::N {
+                    1 => {
+                        self.block::<L, 1, TAP_BLOCK>(channel);
+                        channel += L::N;
+                    }
+                    2 | 3 => {
+                        self.block::<L, 2, TWO>(channel);
+                        channel += 2 * L::N;
+                    }
+                    _ => {
+                        self.block::<L, 4, FOUR>(channel);
+                        channel += 4 * L::N;
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::run`], with `channel + VECTORS * L::N <= channels`.
+    #[inline(always)]
+    unsafe fn block<L: Lanes, const VECTORS: usize, const TAPS: usize>(&self, channel: usize) {
+        for (block, offsets) in self.offsets.chunks_exact(TAPS).enumerate() {
+            // SAFETY: positions of the grid, taps of the block and channels of the vectors are all
+            // within the checked lengths.
+            unsafe {
+                let mut sums = [[L::splat(0.0); VECTORS]; TAPS];
+                let mut from = [self.image; TAPS];
+                for (from, offset) in from.iter_mut().zip(offsets) {
+                    *from = self.image.add(*offset);
+                }
+                let mut grads = self.grads.add(channel);
+                for row in 0..self.grid.rows {
+                    let row = row * self.grid.stride;
+                    for position in row..row + self.grid.cols {
+                        let mut g = [L::splat(0.0); VECTORS];
+                        for (i, g) in g.iter_mut().enumerate() {
+                            *g = L::load(grads.add(i * L::N));
+                        }
+                        for (sums, from) in sums.iter_mut().zip(from) {
+                            let x = L::splat(*from.add(position));
+                            for (sum, g) in sums.iter_mut().zip(g) {
+                                *sum = L::mul_add(x, g, *sum);
+                            }
+                        }
+                        grads = grads.add(self.channels);
+                    }
+                }
+                for (tap, added) in sums.iter().enumerate() {
+                    let to = self
+                        .sums
+                        .add((block * TAPS + tap) * self.channels + channel);
+                    for (i, added) in added.iter().enumerate() {
+                        let to = to.add(i * L::N);
+                        L::store(to, L::mul_add(L::splat(1.0), *added, L::load(to)));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,34 @@
+//! What the operators share at the border between Burn's tensors and flat slices.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, DispatchTensorKind, ExtensionType, TensorMetadata};
+use burn::tensor::{DType, Tensor, TensorData};
+use burn_flex::FlexTensor;
+
+/// An optional tensor argument of an extension operator.
+#[derive(ExtensionType)]
+pub(crate) enum Optional<B: Backend> {
+    /// The tensor is given.
+    Given(FloatTensor<B>),
+    /// The operator does without.
+    Absent,
+}
+
+/// Whether the fused kernels can take this tensor: `flex`, 32-bit floats, tracked or not.
+pub(crate) fn is_flex_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
+    fn is_flex(kind: &DispatchTensorKind) -> bool {
+        match kind {
+            DispatchTensorKind::Flex(_) => true,
+            DispatchTensorKind::Autodiff(inner) => is_flex(inner),
+            #[allow(unreachable_patterns)] // other backends are features of the binary
+            _ => false,
+        }
+    }
+    let tensor = tensor.clone().into_dispatch();
+    tensor.dtype() == DType::F32 && is_flex(&tensor.kind)
+}
+
+/// Wraps `values` in row-major order.
+pub(crate) fn flex_tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
+}

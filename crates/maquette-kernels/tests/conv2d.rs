@@ -1,0 +1,258 @@
+//! The fused convolution against Burn's own: values and all three gradients.
+
+use burn::tensor::ops::ConvOptions;
+use burn::tensor::{Device, Tensor, TensorData, Tolerance};
+use maquette_kernels::conv2d;
+
+/// Numbers in -1..1 without structure, the same on every machine.
+fn numbers(count: usize, salt: u64) -> Vec<f32> {
+    let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    (0..count).map(next).collect()
+}
+
+fn tensor<const D: usize>(shape: [usize; D], salt: u64, device: &Device) -> Tensor<D> {
+    let data = TensorData::new(numbers(shape.iter().product(), salt), shape);
+    Tensor::from_data(data, device)
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    batch: usize,
+    channels: [usize; 2],
+    size: [usize; 2],
+    kernel: [usize; 2],
+    stride: [usize; 2],
+    padding: [usize; 2],
+    bias: bool,
+}
+
+/// Output and gradients of input, weight and bias, with a gradient that differs at every output.
+fn run(case: Case, fused: bool) -> Vec<TensorData> {
+    let device = Device::flex().autodiff();
+    let Case {
+        batch,
+        channels: [channels_in, channels_out],
+        size,
+        kernel,
+        ..
+    } = case;
+    let x = tensor([batch, channels_in, size[0], size[1]], 1, &device).require_grad();
+    let weight = tensor(
+        [channels_out, channels_in, kernel[0], kernel[1]],
+        2,
+        &device,
+    )
+    .require_grad();
+    let bias = case
+        .bias
+        .then(|| tensor([channels_out], 3, &device).require_grad());
+    let out = if fused {
+        conv2d(
+            x.clone(),
+            weight.clone(),
+            bias.clone(),
+            case.stride,
+            case.padding,
+        )
+    } else {
+        let options = ConvOptions::new(case.stride, case.padding, [1, 1], 1);
+        burn::tensor::module::conv2d(x.clone(), weight.clone(), bias.clone(), options)
+    };
+    let grads = (out.clone() * tensor(out.dims(), 4, &device))
+        .sum()
+        .backward();
+    let mut results = vec![
+        out.into_data(),
+        x.grad(&grads).expect("x is tracked").into_data(),
+        weight.grad(&grads).expect("weight is tracked").into_data(),
+    ];
+    results.extend(bias.map(|bias| bias.grad(&grads).expect("bias is tracked").into_data()));
+    results
+}
+
+fn assert_close(case: Case) {
+    let tolerance = Tolerance::<f32>::rel_abs(1e-4, 1e-4);
+    for (fused, plain) in run(case, true).iter().zip(run(case, false)) {
+        assert_eq!(fused.shape(), plain.shape(), "{case:?}");
+        fused.assert_approx_eq::<f32>(&plain, tolerance);
+    }
+}
+
+#[test]
+fn agrees_with_burn_over_kernels_strides_and_paddings() {
+    for kernel in [1, 3, 4, 5] {
+        for stride in [1, 2] {
+            for padding in [0, 1, 2] {
+                assert_close(Case {
+                    batch: 3,
+                    channels: [5, 9],
+                    size: [7, 11],
+                    kernel: [kernel, kernel],
+                    stride: [stride, stride],
+                    padding: [padding, padding],
+                    bias: padding != 1,
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn agrees_with_burn_on_odd_and_uneven_shapes() {
+    let base = Case {
+        batch: 1,
+        channels: [1, 1],
+        size: [1, 1],
+        kernel: [1, 1],
+        stride: [1, 1],
+        padding: [0, 0],
+        bias: true,
+    };
+    let cases = [
+        base,
+        Case {
+            kernel: [3, 3],
+            padding: [1, 1],
+            ..base
+        },
+        Case {
+            size: [5, 1],
+            kernel: [3, 1],
+            padding: [1, 0],
+            ..base
+        },
+        Case {
+            size: [1, 9],
+            kernel: [1, 4],
+            stride: [1, 3],
+            padding: [0, 2],
+            ..base
+        },
+        Case {
+            size: [6, 8],
+            kernel: [2, 5],
+            stride: [3, 2],
+            padding: [1, 2],
+            ..base
+        },
+        Case {
+            size: [5, 5],
+            stride: [2, 2],
+            ..base
+        },
+        Case {
+            size: [4, 4],
+            stride: [4, 4],
+            padding: [1, 1],
+            ..base
+        },
+        Case {
+            batch: 2,
+            channels: [1, 32],
+            size: [28, 28],
+            kernel: [3, 3],
+            padding: [1, 1],
+            ..base
+        },
+        Case {
+            batch: 2,
+            channels: [32, 1],
+            size: [28, 28],
+            kernel: [3, 3],
+            padding: [1, 1],
+            ..base
+        },
+        Case {
+            batch: 17,
+            channels: [33, 65],
+            size: [7, 7],
+            kernel: [3, 3],
+            padding: [1, 1],
+            ..base
+        },
+        Case {
+            batch: 9,
+            channels: [16, 48],
+            size: [14, 14],
+            kernel: [4, 4],
+            stride: [2, 2],
+            padding: [1, 1],
+            ..base
+        },
+    ];
+    cases.into_iter().for_each(assert_close);
+}
+
+#[test]
+fn takes_views_that_are_not_contiguous() {
+    let device = Device::flex();
+    let x = tensor([2, 6, 5, 4], 1, &device)
+        .swap_dims(1, 3)
+        .slice([0..2, 1..4, 0..5, 0..6]);
+    let weight = tensor([3, 3, 3, 7], 2, &device).swap_dims(0, 3);
+    let bias = tensor([14], 3, &device).slice([7..14]);
+    let fused = conv2d(
+        x.clone(),
+        weight.clone(),
+        Some(bias.clone()),
+        [1, 1],
+        [1, 1],
+    );
+    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
+    let plain = burn::tensor::module::conv2d(x, weight, Some(bias), options);
+    let tolerance = Tolerance::<f32>::rel_abs(1e-4, 1e-4);
+    fused
+        .into_data()
+        .assert_approx_eq::<f32>(&plain.into_data(), tolerance);
+}
+
+#[test]
+fn tracks_only_what_asks_for_a_gradient() {
+    let device = Device::flex().autodiff();
+    let x = tensor([1, 1, 4, 4], 1, &device);
+    let weight = tensor([2, 1, 3, 3], 2, &device).require_grad();
+    let out = conv2d(x.clone(), weight.clone(), None, [1, 1], [0, 0]);
+    let grads = out.sum().backward();
+    assert!(x.grad(&grads).is_none());
+    assert_eq!(weight.grad(&grads).expect("tracked").dims(), [2, 1, 3, 3]);
+}
+
+#[test]
+fn does_not_depend_on_the_number_of_threads() {
+    let case = Case {
+        batch: 19,
+        channels: [7, 20],
+        size: [9, 9],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+        bias: true,
+    };
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .expect("threads");
+        pool.install(|| run(case, true))
+    };
+    assert_eq!(on(1), on(3));
+}
+
+#[test]
+#[should_panic(expected = "the input has 2 channels, the weight expects 3")]
+fn names_the_channels_that_disagree() {
+    let device = Device::flex();
+    conv2d(
+        tensor([1, 2, 4, 4], 1, &device),
+        tensor([1, 3, 3, 3], 2, &device),
+        None,
+        [1, 1],
+        [0, 0],
+    );
+}
