@@ -1,0 +1,135 @@
+//! The table of the sixty questions. A topic joins the handbook when its lab stands here.
+
+use super::{Lab, Topic};
+
+const fn topic(number: u8, slug: &'static str, title: &'static str) -> Topic {
+    Topic {
+        number,
+        slug,
+        title,
+        lab: None,
+    }
+}
+
+impl Topic {
+    // All labs have a quick form so far; one that has none sets `ci` to false itself.
+    const fn lab(
+        mut self,
+        run: fn(&super::LabContext<'_>) -> Result<super::Outcome, super::LabError>,
+    ) -> Self {
+        self.lab = Some(Lab { ci: true, run });
+        self
+    }
+}
+
+/// The sixty questions in their order.
+pub static TOPICS: [Topic; 60] = [
+    topic(
+        1,
+        "generative-discriminative",
+        "Generative and discriminative models",
+    ),
+    topic(
+        2,
+        "model-kinds",
+        "The well-known kinds of model and their uses",
+    ),
+    topic(3, "ethics", "Ethics of generative models"),
+    topic(4, "kl-divergence", "KL divergence"),
+    topic(5, "reducing-bias", "Reducing bias"),
+    topic(6, "zero-few-shot", "Zero-shot and few-shot learning"),
+    topic(7, "output-quality", "Judging the quality of output"),
+    topic(8, "style-transfer", "Style transfer"),
+    topic(9, "tokenization", "Tokenization"),
+    topic(10, "noise", "Noise"),
+    topic(11, "sampling", "Sampling strategies"),
+    topic(
+        12,
+        "supervised-unsupervised",
+        "Supervised and unsupervised generation",
+    ),
+    topic(13, "sensitive-domains", "Risk in sensitive domains"),
+    topic(14, "prompts", "Open and closed prompts"),
+    topic(15, "normalisation", "Normalisation and regularisation"),
+    topic(16, "gan-difficulty", "Why GANs are hard to train"),
+    topic(17, "diffusion", "Diffusion models"),
+    topic(18, "attention", "Attention"),
+    topic(19, "vae", "Variational autoencoders"),
+    topic(20, "generator-discriminator", "Generator and discriminator"),
+    topic(21, "overfitting", "Overfitting"),
+    topic(22, "softmax", "Softmax"),
+    topic(23, "reinforcement-learning", "Reinforcement learning"),
+    topic(24, "large-datasets", "Large data sets"),
+    topic(25, "batch-normalisation", "Batch normalisation"),
+    topic(26, "transformer-rnn-cnn", "Transformer, RNN and CNN"),
+    topic(27, "latent-space", "Latent space"),
+    topic(28, "adversarial-attacks", "Adversarial attacks"),
+    topic(29, "stabilising-gans", "Stabilising GANs"),
+    topic(30, "gan-losses", "GAN losses"),
+    topic(31, "gpt-rnn", "GPT and RNN"),
+    topic(32, "mode-collapse", "Mode collapse"),
+    topic(33, "conditional-gan", "Conditional GANs"),
+    topic(34, "bert", "BERT"),
+    topic(
+        35,
+        "attention-in-generation",
+        "Attention in text generation",
+    ),
+    topic(36, "pretrained-models", "Using a pre-trained model"),
+    topic(37, "vanishing-gradients", "Vanishing gradients"),
+    topic(38, "long-range", "Long-range dependence"),
+    topic(39, "anomaly-detection", "Anomaly detection"),
+    topic(40, "autoregressive", "Autoregressive models and the others"),
+    topic(41, "eager-graph", "Eager and graph execution"),
+    topic(42, "deep-belief-network", "Deep belief networks"),
+    topic(43, "gan-metrics", "Metrics for GANs"),
+    topic(44, "transformer", "The transformer"),
+    topic(45, "activations", "Activation functions"),
+    topic(46, "nash-equilibrium", "Nash equilibrium"),
+    topic(47, "optimisers", "Optimisers"),
+    topic(48, "gradient-clipping", "Gradient clipping"),
+    topic(49, "l1-l2", "L1 and L2 penalties"),
+    topic(50, "in-context-learning", "In-context learning"),
+    topic(51, "creativity", "Human creativity"),
+    topic(52, "rag", "Retrieval-augmented generation"),
+    topic(53, "vector-databases", "Vector databases"),
+    topic(54, "multimodal", "Efficient multimodal models"),
+    topic(
+        55,
+        "llm-frameworks",
+        "Application frameworks for language models",
+    ),
+    topic(56, "diffusion-gan", "Diffusion and GAN"),
+    topic(57, "energy-based", "Energy-based models"),
+    topic(58, "curriculum", "Curriculum learning"),
+    topic(59, "edge-devices", "Edge devices"),
+    topic(60, "lora", "LoRA"),
+];
+
+/// The topic with this number or short name.
+pub fn find(name: &str) -> Option<&'static Topic> {
+    let number = name.parse::<u8>().ok();
+    TOPICS
+        .iter()
+        .find(|topic| Some(topic.number) == number || topic.slug == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sixty_topics_in_order_with_distinct_names() {
+        for (i, topic) in TOPICS.iter().enumerate() {
+            assert_eq!(topic.number as usize, i + 1);
+            assert_eq!(find(topic.slug).map(|t| t.number), Some(topic.number));
+        }
+    }
+
+    #[test]
+    fn found_by_number_and_by_name_or_not_at_all() {
+        assert_eq!(find("4").map(|t| t.slug), Some("kl-divergence"));
+        assert_eq!(find("kl-divergence").map(|t| t.number), Some(4));
+        assert!(find("0").is_none() && find("61").is_none() && find("magic").is_none());
+    }
+}

@@ -1,0 +1,15 @@
+//! Maquette: generative AI you can train, measure and ship on your own machine.
+//!
+//! This crate is the binary's library: it re-exports the workspace's crates under short names and
+//! holds the handbook's experiments in [`labs`].
+
+pub use maquette_data as data;
+pub use maquette_eval as eval;
+pub use maquette_generate as generate;
+pub use maquette_kernels as kernels;
+pub use maquette_models as models;
+pub use maquette_nn as nn;
+pub use maquette_rng as rng;
+pub use maquette_train as train;
+
+pub mod labs;
