@@ -1,7 +1,7 @@
 //! Maquette: generative AI you can train, measure and ship on your own machine.
 //!
-//! This crate is the binary's library: it re-exports the workspace's crates under short names and
-//! holds the handbook's experiments in [`labs`].
+//! This crate is the whole library under one name, and the labs of the handbook. The binary of
+//! the same name is a thin shell around it.
 
 pub use maquette_data as data;
 pub use maquette_eval as eval;
