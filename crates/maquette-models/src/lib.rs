@@ -1,1 +1,23 @@
-//! Maquette: models.
+//! Generative models: one family, one chapter, each with its configuration, network and loss.
+//!
+//! Configurations are plain serde structures that stand in recipes as tables. `validate` reports
+//! what is wrong with one; `init` draws its weights from a passed generator.
+
+pub mod classifier;
+pub mod diffusion;
+pub mod error;
+pub mod gpt;
+pub mod hf;
+pub mod store;
+pub mod vae;
+
+pub use classifier::{Classifier, ClassifierConfig};
+pub use diffusion::{
+    Diffusion, DiffusionConfig, NoiseSchedule, Prediction, Target,
+    mlp::{DenoiserMlp, DenoiserMlpConfig},
+    unet::{UNet, UNetConfig},
+};
+pub use error::ModelError;
+pub use gpt::{Gpt, GptConfig};
+pub use maquette_nn as nn;
+pub use vae::{Vae, VaeConfig, VaeLoss};

@@ -1,1 +1,26 @@
-//! Maquette: nn.
+//! Layers that three or more model families share.
+//!
+//! Burn's own layers (`Linear`, `Embedding`, `Dropout`) are used where they are right. What stands
+//! here is what they lack: attention with rotary positions, grouped queries and a cache; one norm
+//! module for the three norms; a convolution that calls our kernels; initialisation from a passed
+//! generator with parameter identities that survive a restart; moving averages of parameters.
+
+pub mod activation;
+pub mod attention;
+pub mod conv;
+pub mod ema;
+pub mod init;
+pub mod loss;
+pub mod mlp;
+pub mod norm;
+pub mod rope;
+pub mod time;
+
+pub use attention::{Attention, AttentionConfig, KvCache};
+pub use conv::{Conv2d, Conv2dConfig};
+pub use ema::Ema;
+pub use init::InitScheme;
+pub use mlp::{Mlp, MlpConfig, MlpKind};
+pub use norm::{Norm, NormConfig, NormKind};
+pub use rope::Rope;
+pub use time::TimeEmbedding;

@@ -1,0 +1,544 @@
+//! A decoder-only transformer that is GPT-2 or Llama by its configuration.
+//!
+//! - GPT-2: Radford et al. 2019, "Language models are unsupervised multitask learners": learned
+//!   positions, layer norm before each block, GELU, offsets everywhere, the head tied to the
+//!   embedding.
+//! - Llama: Touvron et al. 2023, arXiv:2302.13971: rotary positions, RMS norm, SwiGLU, no offsets,
+//!   optionally grouped queries.
+
+use burn::{
+    module::Module,
+    nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig},
+    tensor::{Device, Int, Tensor},
+};
+use maquette_nn::{
+    Attention, AttentionConfig, InitScheme, KvCache, Mlp, MlpConfig, MlpKind, Norm, NormConfig,
+    NormKind, Rope,
+    attention::{AttentionContext, causal_mask},
+    init::{Fill, Slot, initialise},
+    loss::cross_entropy,
+};
+use maquette_rng::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ModelError, require};
+
+/// How a token knows its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Positions {
+    /// A learnt vector per position, added to the embedding.
+    Learned,
+    /// Rotation of queries and keys.
+    Rotary,
+}
+
+/// Configuration of a [`Gpt`]. The default is nanoGPT's small setting of the GPT-2 family.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GptConfig {
+    /// Number of tokens in the vocabulary; 0 in a recipe means "the tokenizer's".
+    pub vocab_size: usize,
+    /// Longest context.
+    pub seq_len: usize,
+    /// Width of the residual stream.
+    pub d_model: usize,
+    /// Number of blocks.
+    pub n_layers: usize,
+    /// Number of query heads.
+    pub n_heads: usize,
+    /// Number of key and value heads; as many as query heads if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_kv_heads: Option<usize>,
+    /// Width inside the MLP; 4 `d_model` for GELU, 8/3 `d_model` rounded up to a multiple of 32 for
+    /// SwiGLU if absent, so that both have about as many weights.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_ff: Option<usize>,
+    /// Learned or rotary.
+    pub positions: Positions,
+    /// Layer norm or RMS norm.
+    pub norm: NormKind,
+    /// Added under the norm's square root.
+    pub norm_eps: f64,
+    /// GELU or SwiGLU.
+    pub mlp: MlpKind,
+    /// Whether projections and layer norms add an offset.
+    pub bias: bool,
+    /// Whether the head is the transposed embedding.
+    pub tied_head: bool,
+    /// Dropout of embeddings, attention weights and what blocks write.
+    pub dropout: f64,
+    /// Longest rotary wavelength, in positions over `2 pi`.
+    pub rope_theta: f64,
+    /// How weights are drawn. Embeddings are always normal with deviation 0.02.
+    pub init: InitScheme,
+}
+
+impl Default for GptConfig {
+    fn default() -> Self {
+        Self {
+            vocab_size: 0,
+            seq_len: 64,
+            d_model: 128,
+            n_layers: 4,
+            n_heads: 4,
+            n_kv_heads: None,
+            d_ff: None,
+            positions: Positions::Learned,
+            norm: NormKind::LayerNorm,
+            norm_eps: 1e-5,
+            mlp: MlpKind::Gelu,
+            bias: true,
+            tied_head: true,
+            dropout: 0.0,
+            rope_theta: 10_000.0,
+            init: InitScheme::Scaled,
+        }
+    }
+}
+
+impl GptConfig {
+    /// The Llama family at the default size: rotary positions, RMS norm, SwiGLU, no offsets.
+    pub fn llama() -> Self {
+        Self {
+            positions: Positions::Rotary,
+            norm: NormKind::RmsNorm,
+            mlp: MlpKind::Swiglu,
+            bias: false,
+            tied_head: false,
+            ..Self::default()
+        }
+    }
+
+    /// Number of key and value heads.
+    pub fn kv_heads(&self) -> usize {
+        self.n_kv_heads.unwrap_or(self.n_heads)
+    }
+
+    /// Width inside the MLP.
+    pub fn mlp_width(&self) -> usize {
+        self.d_ff.unwrap_or_else(|| match self.mlp {
+            MlpKind::Gelu => 4 * self.d_model,
+            MlpKind::Swiglu => (8 * self.d_model).div_ceil(3).next_multiple_of(32),
+        })
+    }
+
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the first key at fault.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        for (key, value) in [
+            ("vocab_size", self.vocab_size),
+            ("seq_len", self.seq_len),
+            ("d_model", self.d_model),
+            ("n_layers", self.n_layers),
+            ("n_heads", self.n_heads),
+            ("n_kv_heads", self.kv_heads()),
+            ("d_ff", self.mlp_width()),
+        ] {
+            require(value > 0, key, || "must be at least 1".into())?;
+        }
+        let (d_model, n_heads) = (self.d_model, self.n_heads);
+        require(d_model.is_multiple_of(n_heads), "n_heads", || {
+            format!("{n_heads} heads do not divide d_model = {d_model}")
+        })?;
+        require(
+            n_heads.is_multiple_of(self.kv_heads()),
+            "n_kv_heads",
+            || {
+                format!(
+                    "{} key heads do not divide n_heads = {n_heads}",
+                    self.kv_heads()
+                )
+            },
+        )?;
+        let even = (d_model / n_heads).is_multiple_of(2);
+        require(
+            self.positions != Positions::Rotary || even,
+            "n_heads",
+            || {
+                format!(
+                    "rotary positions need an even head width, not {}",
+                    d_model / n_heads
+                )
+            },
+        )?;
+        require((0.0..1.0).contains(&self.dropout), "dropout", || {
+            format!("{} is not in [0, 1)", self.dropout)
+        })?;
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        require(positive(self.norm_eps), "norm_eps", || {
+            "must be positive".into()
+        })?;
+        require(positive(self.rope_theta), "rope_theta", || {
+            "must be positive".into()
+        })
+    }
+
+    /// A model with weights drawn from `rng`.
+    ///
+    /// # Panics
+    /// If [`GptConfig::validate`] fails.
+    pub fn init(&self, device: &Device, rng: &mut Rng) -> Gpt {
+        if let Err(error) = self.validate() {
+            panic!("invalid GptConfig: {error}");
+        }
+        let embedding = |n| EmbeddingConfig::new(n, self.d_model).init(device);
+        let norm = NormConfig {
+            kind: self.norm,
+            d_model: self.d_model,
+            eps: self.norm_eps,
+            bias: self.bias,
+        };
+        let rotary = self.positions == Positions::Rotary;
+        let d_head = self.d_model / self.n_heads;
+        let head = LinearConfig::new(self.d_model, self.vocab_size).with_bias(false);
+        let model = Gpt {
+            tokens: embedding(self.vocab_size),
+            positions: (!rotary).then(|| embedding(self.seq_len)),
+            dropout: DropoutConfig::new(self.dropout).init(),
+            blocks: (0..self.n_layers)
+                .map(|_| self.block(&norm, device))
+                .collect(),
+            norm: norm.init(device),
+            head: (!self.tied_head).then(|| head.init(device)),
+            rope: rotary.then(|| Rope::new(self.seq_len, d_head, self.rope_theta, device)),
+            seq_len: self.seq_len,
+        };
+        initialise(model, rng, |slot| self.fill(slot))
+    }
+
+    fn block(&self, norm: &NormConfig, device: &Device) -> Block {
+        let attention = AttentionConfig {
+            d_model: self.d_model,
+            n_heads: self.n_heads,
+            n_kv_heads: self.kv_heads(),
+            bias: self.bias,
+            dropout: self.dropout,
+        };
+        let mlp = MlpConfig {
+            kind: self.mlp,
+            d_model: self.d_model,
+            d_ff: self.mlp_width(),
+            bias: self.bias,
+        };
+        Block {
+            attention_norm: norm.init(device),
+            attention: attention.init(device),
+            mlp_norm: norm.init(device),
+            mlp: mlp.init(device),
+            dropout: DropoutConfig::new(self.dropout).init(),
+        }
+    }
+
+    fn fill(&self, slot: &Slot) -> Fill {
+        let embedding = ["tokens.weight", "positions.weight"].contains(&slot.path);
+        let residual = ["proj.weight", "down.weight"]
+            .iter()
+            .any(|name| slot.path.ends_with(name));
+        if embedding {
+            Fill::Normal { std: 0.02 }
+        } else if residual && self.init == InitScheme::Scaled {
+            Fill::Normal {
+                std: 0.02 / (2.0 * self.n_layers as f32).sqrt(),
+            }
+        } else {
+            self.init.fill(slot)
+        }
+    }
+}
+
+/// One transformer block: attention, then MLP, each behind a norm and added to its input.
+#[derive(Module, Debug)]
+pub struct Block {
+    pub(crate) attention_norm: Norm,
+    pub(crate) attention: Attention,
+    pub(crate) mlp_norm: Norm,
+    pub(crate) mlp: Mlp,
+    dropout: Dropout,
+}
+
+impl Block {
+    fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
+        let mixed = self
+            .attention
+            .forward(self.attention_norm.forward(x.clone()), context);
+        let x = x + self.dropout.forward(mixed);
+        let hidden = self.mlp.forward(self.mlp_norm.forward(x.clone()));
+        x + self.dropout.forward(hidden)
+    }
+}
+
+/// A decoder-only transformer.
+#[derive(Module, Debug)]
+pub struct Gpt {
+    pub(crate) tokens: Embedding,
+    pub(crate) positions: Option<Embedding>,
+    dropout: Dropout,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) norm: Norm,
+    pub(crate) head: Option<Linear>,
+    rope: Option<Rope>,
+    seq_len: usize,
+}
+
+impl Gpt {
+    /// Longest context.
+    pub fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    /// Logits of the next token at every position.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`, `seq` at most `seq_len`
+    /// - output: `[batch, seq, vocab_size]`
+    pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.logits(self.hidden(tokens, None))
+    }
+
+    /// Mean negative log-likelihood of `targets`, in nats per token.
+    ///
+    /// # Shapes
+    /// - inputs, targets: `[batch, seq]`, targets one token ahead
+    /// - output: `[1]`
+    pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
+        let logits = self.forward(inputs);
+        let [batch, seq, vocab] = logits.dims();
+        cross_entropy(
+            logits.reshape([batch * seq, vocab]),
+            targets.reshape([batch * seq]),
+        )
+    }
+
+    /// Logits of tokens that follow those already in `cache`; the same numbers as
+    /// [`Gpt::forward`] over the whole text.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`, the new ones only; `cache.len() + seq` at most `seq_len`
+    /// - output: `[batch, seq, vocab_size]`
+    pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
+        self.logits(self.hidden(tokens, Some(cache)))
+    }
+
+    /// Features after the last norm, `[batch, seq, d_model]`.
+    fn hidden(&self, tokens: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+        let [_, seq] = tokens.dims();
+        let device = tokens.device();
+        let past = cache.as_ref().map_or(0, |cache| cache.len());
+        assert!(
+            past + seq <= self.seq_len,
+            "{past} + {seq} tokens exceed the context of {}; start again from the last ones",
+            self.seq_len
+        );
+        let mut x = self.tokens.forward(tokens);
+        if let Some(positions) = &self.positions {
+            x = x + positions.weight.val().narrow(0, past, seq).unsqueeze::<3>();
+        }
+        x = self.dropout.forward(x);
+        // A single query sees everything, so decoding needs no mask.
+        let mask = (seq > 1).then(|| causal_mask(seq, past, &device));
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let context = AttentionContext {
+                mask: mask.as_ref(),
+                rope: self.rope.as_ref(),
+                past,
+                cache: cache.as_deref_mut().map(|cache| (cache, layer)),
+            };
+            x = block.forward(x, context);
+        }
+        self.norm.forward(x)
+    }
+
+    fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => {
+                let [batch, seq, d_model] = hidden.dims();
+                let logits = hidden
+                    .reshape([batch * seq, d_model])
+                    .matmul(self.tokens.weight.val().transpose());
+                let [_, vocab] = logits.dims();
+                logits.reshape([batch, seq, vocab])
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::TensorData;
+    use maquette_rng::{Stream, rng};
+
+    fn tiny(base: GptConfig) -> GptConfig {
+        GptConfig {
+            vocab_size: 11,
+            seq_len: 8,
+            d_model: 16,
+            n_layers: 2,
+            n_heads: 4,
+            ..base
+        }
+    }
+
+    fn families() -> [GptConfig; 2] {
+        let llama = GptConfig {
+            n_kv_heads: Some(2),
+            ..tiny(GptConfig::llama())
+        };
+        [tiny(GptConfig::default()), llama]
+    }
+
+    fn model(config: &GptConfig) -> Gpt {
+        // He weights make the logits large enough for differences to show.
+        let config = GptConfig {
+            init: InitScheme::He,
+            ..config.clone()
+        };
+        config.init(&Device::flex(), &mut rng(5, Stream::Init, 0))
+    }
+
+    fn ids(values: &[i32]) -> Tensor<2, Int> {
+        let data = TensorData::new(values.to_vec(), [1, values.len()]);
+        Tensor::from_data(data, &Device::flex())
+    }
+
+    fn difference(a: Tensor<3>, b: Tensor<3>) -> f32 {
+        (a - b).abs().max().into_scalar::<f32>()
+    }
+
+    #[test]
+    fn cached_logits_equal_full_logits() {
+        for config in families() {
+            let model = model(&config);
+            let text = [3, 1, 4, 1, 5, 9, 2, 6];
+            let full = model.forward(ids(&text));
+            let mut cache = KvCache::new();
+            let mut parts = vec![model.forward_cached(ids(&text[..3]), &mut cache)];
+            parts.push(model.forward_cached(ids(&text[3..5]), &mut cache));
+            for token in &text[5..] {
+                parts.push(model.forward_cached(ids(&[*token]), &mut cache));
+            }
+            assert_eq!(cache.len(), 8);
+            let difference = difference(full, Tensor::cat(parts, 1));
+            assert!(difference < 1e-5, "{difference}");
+        }
+    }
+
+    #[test]
+    fn a_later_token_leaves_earlier_logits_unchanged() {
+        for config in families() {
+            let model = model(&config);
+            let a = model.forward(ids(&[3, 1, 4, 1, 5]));
+            let b = model.forward(ids(&[3, 1, 4, 7, 5]));
+            let before = |x: &Tensor<3>| x.clone().narrow(1, 0, 3);
+            let after = |x: &Tensor<3>| x.clone().narrow(1, 3, 2);
+            assert_eq!(before(&a).into_data(), before(&b).into_data());
+            assert!(difference(after(&a), after(&b)) > 1e-3);
+        }
+    }
+
+    #[test]
+    fn fresh_model_is_near_uniform() {
+        for config in families() {
+            let model = config.init(&Device::flex(), &mut rng(5, Stream::Init, 0));
+            let loss = model
+                .loss(ids(&[1, 2, 3]), ids(&[2, 3, 4]))
+                .into_scalar::<f32>();
+            assert!((loss - 11f32.ln()).abs() < 0.1, "{loss}");
+        }
+    }
+
+    #[test]
+    fn counts_parameters_as_gpt2() {
+        // GPT-2 small: 124,439,808 parameters.
+        let config = GptConfig {
+            vocab_size: 50_257,
+            seq_len: 1024,
+            d_model: 768,
+            n_layers: 12,
+            n_heads: 12,
+            ..GptConfig::default()
+        };
+        let per_block = 12 * 768 * 768 + 13 * 768;
+        let expected = (50_257 + 1024) * 768 + 12 * per_block + 2 * 768;
+        assert_eq!(expected, 124_439_808);
+        let one = GptConfig {
+            vocab_size: 7,
+            seq_len: 5,
+            n_layers: 1,
+            ..config
+        };
+        let model = one.init(&Device::flex(), &mut rng(0, Stream::Init, 0));
+        assert_eq!(model.num_params(), 12 * 768 + per_block + 2 * 768);
+    }
+
+    #[test]
+    fn gradient_matches_finite_differences() {
+        for config in families() {
+            let config = GptConfig {
+                n_layers: 1,
+                init: InitScheme::He,
+                ..config
+            };
+            let device = Device::flex().autodiff();
+            let model = config.init(&device, &mut rng(5, Stream::Init, 0));
+            let (x, y) = ([3, 1, 4, 1], [1, 4, 1, 5]);
+            let grads = model.loss(ids(&x), ids(&y)).backward();
+            let weight = &model.blocks[0].attention.qkv.weight;
+            let gradient = weight.val().grad(&grads).unwrap();
+            let gradient = gradient.into_data().try_to_vec::<f32>().unwrap();
+            let width = weight.val().dims()[1];
+            for index in [0, 17, 40, 200] {
+                let shifted = |by: f32| {
+                    let mut model = model.valid();
+                    model.blocks[0].attention.qkv.weight =
+                        model.blocks[0].attention.qkv.weight.clone().map(|w| {
+                            let at = [
+                                index / width..index / width + 1,
+                                index % width..index % width + 1,
+                            ];
+                            let value = w.clone().slice(at.clone()) + by;
+                            w.slice_assign(at, value)
+                        });
+                    model.loss(ids(&x), ids(&y)).into_scalar::<f32>()
+                };
+                let numeric = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
+                let error = (numeric - gradient[index]).abs();
+                assert!(
+                    error < 2e-3,
+                    "{index}: {numeric} against {}",
+                    gradient[index]
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn contradictions_name_their_key() {
+        let heads = GptConfig {
+            n_heads: 3,
+            ..tiny(GptConfig::default())
+        };
+        assert!(
+            heads
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .starts_with("n_heads: 3 heads")
+        );
+        let vocab = GptConfig {
+            vocab_size: 0,
+            ..tiny(GptConfig::default())
+        };
+        assert!(
+            vocab
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .starts_with("vocab_size")
+        );
+    }
+}

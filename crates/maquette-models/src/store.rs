@@ -1,0 +1,344 @@
+//! Weights on disk: safetensors, one tensor per parameter, named by its path in the module.
+//!
+//! The same weights and metadata always give the same bytes. Files are replaced as a whole: the new
+//! one is written beside the old, flushed, and renamed over it.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use burn::{
+    module::{Module, ModuleMapper, ModuleVisitor, Param},
+    tensor::{DType, Tensor, TensorData},
+};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::error::ModelError;
+
+/// Named 32-bit float tensors, as they stand in a file.
+pub type Tensors = BTreeMap<String, TensorData>;
+
+/// Free text that travels in the header.
+pub type Metadata = BTreeMap<String, String>;
+
+/// Saves every float parameter of `module`.
+///
+/// # Errors
+/// [`ModelError::Io`] if the file cannot be written; the old file, if any, is then untouched.
+pub fn save<M: Module>(module: &M, path: &Path, metadata: &Metadata) -> Result<(), ModelError> {
+    write(path, &tensors(module), metadata)
+}
+
+/// Gives `module` the weights in a file, which must hold exactly its parameters.
+///
+/// # Errors
+/// [`ModelError::Io`], [`ModelError::Corrupt`], [`ModelError::Unsupported`] (a tensor that is not of
+/// floats), [`ModelError::Names`] or [`ModelError::Shape`].
+pub fn load<M: Module>(module: M, path: &Path) -> Result<M, ModelError> {
+    let (tensors, _) = read(path)?;
+    assign(module, tensors, path)
+}
+
+/// Every float parameter of `module`, by path.
+pub fn tensors<M: Module>(module: &M) -> Tensors {
+    let mut collect = Collect {
+        path: Vec::new(),
+        tensors: Tensors::new(),
+    };
+    module.visit(&mut collect);
+    collect.tensors
+}
+
+/// Gives `module` exactly these weights; `path` is for the error.
+///
+/// # Errors
+/// [`ModelError::Names`] or [`ModelError::Shape`].
+pub fn assign<M: Module>(module: M, tensors: Tensors, path: &Path) -> Result<M, ModelError> {
+    let mut shapes = Shapes {
+        path: Vec::new(),
+        shapes: BTreeMap::new(),
+    };
+    module.visit(&mut shapes);
+    check(&shapes.shapes, &tensors, path)?;
+    Ok(module.map(&mut Assign {
+        path: Vec::new(),
+        tensors,
+    }))
+}
+
+/// Compares names and shapes of a file with those asked for.
+pub(crate) fn check(
+    expected: &BTreeMap<String, Vec<usize>>,
+    tensors: &Tensors,
+    path: &Path,
+) -> Result<(), ModelError> {
+    let missing: Vec<_> = expected
+        .keys()
+        .filter(|k| !tensors.contains_key(*k))
+        .cloned()
+        .collect();
+    let unexpected: Vec<_> = tensors
+        .keys()
+        .filter(|k| !expected.contains_key(*k))
+        .cloned()
+        .collect();
+    if !missing.is_empty() || !unexpected.is_empty() {
+        return Err(ModelError::Names {
+            path: path.to_owned(),
+            missing,
+            unexpected,
+        });
+    }
+    for (name, shape) in expected {
+        let got: &[usize] = tensors[name].shape().as_slice();
+        if got != shape.as_slice() {
+            return Err(ModelError::Shape {
+                path: path.to_owned(),
+                name: name.clone(),
+                got: got.to_vec(),
+                expected: shape.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Writes a safetensors file: names in order, header padded to eight bytes.
+///
+/// # Errors
+/// [`ModelError::Io`]; the old file, if any, is then untouched.
+pub fn write(path: &Path, tensors: &Tensors, metadata: &Metadata) -> Result<(), ModelError> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut end = 0;
+    for (name, data) in tensors {
+        let start = end;
+        end += data.bytes().len();
+        let shape: &[usize] = data.shape().as_slice();
+        let entry =
+            serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
+        header.insert(name.clone(), entry);
+    }
+    let mut header = serde_json::Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    replace(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors
+            .values()
+            .try_for_each(|data| file.write_all(data.bytes()))
+    })
+}
+
+/// Writes a whole file beside `path`, flushes it to the disk and renames it over `path`.
+pub(crate) fn replace(
+    path: &Path,
+    fill: impl FnOnce(&mut File) -> std::io::Result<()>,
+) -> Result<(), ModelError> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".partial");
+    let partial = path.with_file_name(name);
+    let written = File::create(&partial).and_then(|mut file| {
+        fill(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    });
+    written.map_err(|source| {
+        // The half-written file is of no use; that it may not go either changes nothing.
+        let _ = fs::remove_file(&partial);
+        ModelError::io(path)(source)
+    })
+}
+
+/// Reads a safetensors file. Half-precision numbers are widened to 32 bits.
+///
+/// # Errors
+/// [`ModelError::Io`], [`ModelError::Corrupt`] or [`ModelError::Unsupported`].
+pub fn read(path: &Path) -> Result<(Tensors, Metadata), ModelError> {
+    let bytes = fs::read(path).map_err(ModelError::io(path))?;
+    let corrupt = |reason: safetensors::SafeTensorError| ModelError::Corrupt {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    };
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(corrupt)?;
+    let metadata = header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
+    let mut tensors = Tensors::new();
+    for (name, view) in file.iter() {
+        let dtype = match view.dtype() {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F64 => DType::F64,
+            other => {
+                return Err(ModelError::Unsupported {
+                    path: path.to_owned(),
+                    what: format!("tensor `{name}` of type {other:?}"),
+                    supported: "F64, F32, F16, BF16",
+                });
+            }
+        };
+        let bytes = burn::tensor::Bytes::from_bytes_vec(view.data().to_vec());
+        let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
+        tensors.insert(name.to_owned(), data.convert::<f32>());
+    }
+    Ok((tensors, metadata))
+}
+
+struct Collect {
+    path: Vec<String>,
+    tensors: Tensors,
+}
+
+impl ModuleVisitor for Collect {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let data = param.val().into_data().convert::<f32>();
+        self.tensors.insert(self.path.join("."), data);
+    }
+}
+
+struct Shapes {
+    path: Vec<String>,
+    shapes: BTreeMap<String, Vec<usize>>,
+}
+
+impl ModuleVisitor for Shapes {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.shapes
+            .insert(self.path.join("."), param.lazy_shape().as_slice().to_vec());
+    }
+}
+
+struct Assign {
+    path: Vec<String>,
+    tensors: Tensors,
+}
+
+impl ModuleMapper for Assign {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match self.tensors.remove(&self.path.join(".")) {
+            Some(data) => {
+                let id = param.id;
+                let tensor = Tensor::from_data(data, &param.lazy_device());
+                param.transform_for_load(tensor, id)
+            }
+            None => param,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{DenoiserMlp, DenoiserMlpConfig};
+    use burn::tensor::Device;
+    use maquette_rng::{Stream, rng};
+
+    fn model(width: usize, seed: u64) -> DenoiserMlp {
+        let config = DenoiserMlpConfig {
+            d_model: width,
+            ..DenoiserMlpConfig::default()
+        };
+        config.init(&Device::flex().autodiff(), &mut rng(seed, Stream::Init, 0))
+    }
+
+    fn file(name: &str) -> std::path::PathBuf {
+        let folder = std::env::temp_dir().join(format!("maquette-store-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        folder.join(name)
+    }
+
+    #[test]
+    fn round_trip_keeps_weights_and_bytes() {
+        let (a, b) = (file("a.safetensors"), file("b.safetensors"));
+        let metadata = Metadata::from([("format".into(), "pt".into()), ("x".into(), "1".into())]);
+        save(&model(8, 1), &a, &metadata).unwrap();
+        let loaded = load(model(8, 2), &a).unwrap();
+        assert_eq!(tensors(&loaded), tensors(&model(8, 1)));
+        assert_eq!(read(&a).unwrap().1, metadata);
+        save(&loaded, &b, &metadata).unwrap();
+        assert_eq!(fs::read(&a).unwrap(), fs::read(&b).unwrap());
+        // The weights are still the optimiser's.
+        struct Trainable;
+        impl ModuleVisitor for Trainable {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+                assert!(param.is_require_grad());
+            }
+        }
+        loaded.visit(&mut Trainable);
+    }
+
+    #[test]
+    fn another_model_is_named() {
+        let path = file("wide.safetensors");
+        save(&model(16, 1), &path, &Metadata::new()).unwrap();
+        let message = load(model(8, 1), &path).unwrap_err().to_string();
+        assert!(
+            message.contains("blocks.0.inner.bias") && message.contains("[16]"),
+            "{message}"
+        );
+        let (mut tensors, _) = read(&path).unwrap();
+        let tensor = tensors.remove("output.bias").unwrap();
+        tensors.insert("stray".into(), tensor);
+        let message = assign(model(16, 1), tensors, &path)
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains(r#"missing ["output.bias"]"#), "{message}");
+        assert!(message.contains(r#"unexpected ["stray"]"#), "{message}");
+    }
+
+    #[test]
+    fn damaged_files_are_errors() {
+        let path = file("damaged.safetensors");
+        save(&model(8, 1), &path, &Metadata::new()).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for end in [0, 4, 8, 100, whole.len() - 1] {
+            fs::write(&path, &whole[..end]).unwrap();
+            assert!(
+                matches!(read(&path), Err(ModelError::Corrupt { .. })),
+                "cut at {end}"
+            );
+        }
+        let mut lying = whole.clone();
+        lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        fs::write(&path, &lying).unwrap();
+        assert!(matches!(read(&path), Err(ModelError::Corrupt { .. })));
+        let nowhere = file("missing.safetensors");
+        assert!(matches!(read(&nowhere), Err(ModelError::Io { .. })));
+    }
+}

@@ -1,0 +1,181 @@
+//! Convolution, and the two ways between resolutions.
+
+use burn::{
+    module::{Module, Param},
+    nn::Initializer,
+    tensor::{Device, Tensor, module::conv2d, ops::ConvOptions},
+};
+
+/// Configuration of a [`Conv2d`] with a square kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct Conv2dConfig {
+    /// Channels in.
+    pub d_in: usize,
+    /// Channels out.
+    pub d_out: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Step between outputs.
+    pub stride: usize,
+    /// Zeros added on each side.
+    pub padding: usize,
+}
+
+impl Conv2dConfig {
+    /// A convolution that keeps the size: stride 1, padding `kernel / 2`.
+    pub fn same(d_in: usize, d_out: usize, kernel: usize) -> Self {
+        Self {
+            d_in,
+            d_out,
+            kernel,
+            stride: 1,
+            padding: kernel / 2,
+        }
+    }
+
+    /// A 3x3 convolution that halves the size.
+    pub fn halve(d_in: usize, d_out: usize) -> Self {
+        Self {
+            d_in,
+            d_out,
+            kernel: 3,
+            stride: 2,
+            padding: 1,
+        }
+    }
+
+    /// A convolution; draw its weights with [`crate::init::initialise`].
+    pub fn init(&self, device: &Device) -> Conv2d {
+        let shape = [self.d_out, self.d_in, self.kernel, self.kernel];
+        Conv2d {
+            weight: Initializer::Zeros.init(shape, device),
+            bias: Initializer::Zeros.init([self.d_out], device),
+            stride: self.stride,
+            padding: self.padding,
+        }
+    }
+}
+
+/// A two-dimensional convolution with a square kernel.
+#[derive(Module, Debug)]
+pub struct Conv2d {
+    /// `[d_out, d_in, kernel, kernel]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[d_out]`.
+    pub bias: Param<Tensor<1>>,
+    stride: usize,
+    padding: usize,
+}
+
+impl Conv2d {
+    /// # Shapes
+    /// - input: `[batch, d_in, height, width]`
+    /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - kernel) / stride + 1`
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let options = ConvOptions::new(
+            [self.stride, self.stride],
+            [self.padding, self.padding],
+            [1, 1],
+            1,
+        );
+        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+    }
+}
+
+/// Doubles height and width by repeating each pixel. Followed by a convolution it has none of the
+/// chequerboard of a transposed one (Odena et al. 2016).
+///
+/// # Shapes
+/// - input: `[batch, channels, height, width]`
+/// - output: `[batch, channels, 2 height, 2 width]`
+pub fn upsample(x: Tensor<4>) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height, 1, width, 1])
+        .expand([batch, channels, height, 2, width, 2])
+        .reshape([batch, channels, 2 * height, 2 * width])
+}
+
+/// Moves each `patch` x `patch` square of pixels into channels.
+///
+/// # Shapes
+/// - input: `[batch, channels, height, width]`
+/// - output: `[batch, channels patch^2, height / patch, width / patch]`
+pub fn space_to_depth(x: Tensor<4>, patch: usize) -> Tensor<4> {
+    if patch == 1 {
+        return x;
+    }
+    let [batch, channels, height, width] = x.dims();
+    x.reshape([batch, channels, height / patch, patch, width / patch, patch])
+        .permute([0, 1, 3, 5, 2, 4])
+        .reshape([
+            batch,
+            channels * patch * patch,
+            height / patch,
+            width / patch,
+        ])
+}
+
+/// The inverse of [`space_to_depth`].
+///
+/// # Shapes
+/// - input: `[batch, channels patch^2, height, width]`
+/// - output: `[batch, channels, height patch, width patch]`
+pub fn depth_to_space(x: Tensor<4>, patch: usize) -> Tensor<4> {
+    if patch == 1 {
+        return x;
+    }
+    let [batch, deep, height, width] = x.dims();
+    let channels = deep / (patch * patch);
+    x.reshape([batch, channels, patch, patch, height, width])
+        .permute([0, 1, 4, 2, 5, 3])
+        .reshape([batch, channels, height * patch, width * patch])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(values: &[f32], shape: [usize; 4]) -> Tensor<4> {
+        Tensor::<1>::from_floats(values, &Device::flex()).reshape(shape)
+    }
+
+    fn values(x: Tensor<4>) -> Vec<f32> {
+        x.into_data().try_to_vec().unwrap()
+    }
+
+    #[test]
+    fn convolution_by_hand() {
+        let config = Conv2dConfig::halve(1, 1);
+        let mut conv = config.init(&Device::flex());
+        conv.weight = Param::from_tensor(Tensor::ones([1, 1, 3, 3], &Device::flex()));
+        conv.bias = Param::from_tensor(Tensor::ones([1], &Device::flex()));
+        // Sums of the 2x2 corner windows of 1..9, plus the bias.
+        let x = image(&[1., 2., 3., 4., 5., 6., 7., 8., 9.], [1, 1, 3, 3]);
+        assert_eq!(values(conv.forward(x)), [13.0, 17.0, 25.0, 29.0]);
+    }
+
+    #[test]
+    fn upsample_repeats_pixels() {
+        let x = image(&[1.0, 2.0], [1, 1, 1, 2]);
+        assert_eq!(values(upsample(x)), [1., 1., 2., 2., 1., 1., 2., 2.]);
+    }
+
+    #[test]
+    fn depth_to_space_undoes_space_to_depth() {
+        let numbers: Vec<f32> = (0..2 * 3 * 4 * 6).map(|v| v as f32).collect();
+        let x = image(&numbers, [2, 3, 4, 6]);
+        let deep = space_to_depth(x, 2);
+        assert_eq!(deep.dims(), [2, 12, 2, 3]);
+        assert_eq!(
+            values(
+                deep.clone()
+                    .narrow(0, 0, 1)
+                    .narrow(1, 0, 4)
+                    .narrow(2, 0, 1)
+                    .narrow(3, 0, 1)
+            ),
+            [0., 1., 6., 7.]
+        );
+        assert_eq!(values(depth_to_space(deep, 2)), numbers);
+    }
+}

@@ -1,0 +1,165 @@
+//! Layer, root-mean-square and group normalisation in one module.
+
+use burn::{
+    module::{Module, Param},
+    nn::Initializer,
+    tensor::{Device, Tensor, module::layer_norm},
+};
+use serde::{Deserialize, Serialize};
+
+/// How features are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NormKind {
+    /// Subtract the mean, divide by the standard deviation (Ba et al. 2016).
+    LayerNorm,
+    /// Divide by the root mean square (Zhang & Sennrich 2019).
+    RmsNorm,
+}
+
+/// Configuration of a [`Norm`].
+#[derive(Debug, Clone, Copy)]
+pub struct NormConfig {
+    /// Layer norm or RMS norm.
+    pub kind: NormKind,
+    /// Number of features.
+    pub d_model: usize,
+    /// Added under the square root.
+    pub eps: f64,
+    /// Whether a layer norm also adds a learnt offset; an RMS norm never does.
+    pub bias: bool,
+}
+
+impl NormConfig {
+    /// A norm with gains of one and offsets of zero.
+    pub fn init(&self, device: &Device) -> Norm {
+        let bias = self.bias && self.kind == NormKind::LayerNorm;
+        Norm {
+            weight: Initializer::Ones.init([self.d_model], device),
+            bias: bias.then(|| Initializer::Zeros.init([self.d_model], device)),
+            kind: self.kind,
+            eps: self.eps,
+        }
+    }
+}
+
+/// Normalises the last dimension.
+#[derive(Module, Debug)]
+pub struct Norm {
+    /// Gain, `[d_model]`.
+    pub weight: Param<Tensor<1>>,
+    /// Offset, `[d_model]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    #[module(skip)]
+    kind: NormKind,
+    eps: f64,
+}
+
+impl Norm {
+    /// # Shapes
+    /// - input, output: `[..., d_model]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        match self.kind {
+            NormKind::LayerNorm => layer_norm(x, self.weight.val(), bias, self.eps),
+            NormKind::RmsNorm => {
+                let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
+                x * (mean_square + self.eps).sqrt().recip() * self.weight.val().unsqueeze()
+            }
+        }
+    }
+}
+
+/// Normalises groups of channels of an image (Wu & He 2018).
+#[derive(Module, Debug)]
+pub struct GroupNorm {
+    /// Gain, `[channels]`.
+    pub weight: Param<Tensor<1>>,
+    /// Offset, `[channels]`.
+    pub bias: Param<Tensor<1>>,
+    groups: usize,
+}
+
+impl GroupNorm {
+    /// A group norm with gains of one and offsets of zero.
+    ///
+    /// The number of groups is the largest divisor of `channels` that is at most `groups`.
+    pub fn new(groups: usize, channels: usize, device: &Device) -> Self {
+        let groups = (1..=groups.clamp(1, channels.max(1)))
+            .rev()
+            .find(|g| channels.is_multiple_of(*g))
+            .unwrap_or(1);
+        Self {
+            weight: Initializer::Ones.init([channels], device),
+            bias: Initializer::Zeros.init([channels], device),
+            groups,
+        }
+    }
+
+    /// # Shapes
+    /// - input, output: `[batch, channels, height, width]`
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let [batch, channels, height, width] = x.dims();
+        let x = x.reshape([batch, self.groups, channels / self.groups * height * width]);
+        let centred = x.clone() - x.mean_dim(2);
+        let variance = (centred.clone() * centred.clone()).mean_dim(2);
+        let scale = (variance + 1e-5).sqrt().recip();
+        let per_channel = |p: &Param<Tensor<1>>| p.val().reshape([1, channels, 1, 1]);
+        (centred * scale).reshape([batch, channels, height, width]) * per_channel(&self.weight)
+            + per_channel(&self.bias)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn norm(kind: NormKind) -> Vec<f32> {
+        let config = NormConfig {
+            kind,
+            d_model: 4,
+            eps: 1e-5,
+            bias: true,
+        };
+        let x = Tensor::<2>::from_floats([[1.0, 2.0, 3.0, 6.0]], &Device::flex());
+        let y = config.init(&Device::flex()).forward(x);
+        y.into_data().try_to_vec().unwrap()
+    }
+
+    fn close(got: &[f32], expected: &[f32]) {
+        for (g, e) in got.iter().zip(expected) {
+            assert!((g - e).abs() < 1e-5, "{got:?} against {expected:?}");
+        }
+    }
+
+    #[test]
+    fn layer_norm_by_hand() {
+        // mean 3, variance (4 + 1 + 0 + 9) / 4 = 3.5
+        let s = (3.5f32 + 1e-5).sqrt();
+        close(
+            &norm(NormKind::LayerNorm),
+            &[-2.0 / s, -1.0 / s, 0.0, 3.0 / s],
+        );
+    }
+
+    #[test]
+    fn rms_norm_by_hand() {
+        // mean square (1 + 4 + 9 + 36) / 4 = 12.5
+        let s = (12.5f32 + 1e-5).sqrt();
+        close(
+            &norm(NormKind::RmsNorm),
+            &[1.0 / s, 2.0 / s, 3.0 / s, 6.0 / s],
+        );
+    }
+
+    #[test]
+    fn group_norm_by_hand() {
+        // two groups of one channel, each of mean 2 / 20 and deviation 1 / 10
+        let x = Tensor::<1>::from_floats([1.0, 3.0, 10.0, 30.0], &Device::flex());
+        let y = GroupNorm::new(2, 2, &Device::flex()).forward(x.reshape([1, 2, 1, 2]));
+        close(
+            &y.into_data().try_to_vec::<f32>().unwrap(),
+            &[-1.0, 1.0, -1.0, 1.0],
+        );
+    }
+}
