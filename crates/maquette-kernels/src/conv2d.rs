@@ -676,3 +676,45 @@ fn sum(values: &[f32]) -> f32 {
     }
     parts.iter().sum::<f32>() + rest
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Output, input gradient and weight gradient.
+    fn all(isa: Isa, geometry: &Geometry) -> [Vec<f32>; 3] {
+        let numbers = |shape: [usize; 4]| -> Vec<f32> {
+            let len: usize = shape.iter().product();
+            (0..len)
+                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
+                .collect()
+        };
+        let x = numbers(geometry.input_shape());
+        let weight = numbers(geometry.weight_shape());
+        let grad = numbers(geometry.output_shape());
+        [
+            forward(isa, geometry, &x, &weight, None),
+            input_gradient(isa, geometry, &weight, &grad),
+            weight_gradient(isa, geometry, &x, &grad),
+        ]
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same() {
+        for channels_out in [1, 5, 17, 40, 70] {
+            for stride in [[1, 1], [2, 3]] {
+                let weight = [channels_out, 3, 3, 2];
+                let geometry = Geometry::new([2, 3, 9, 13], weight, stride, [1, 0]);
+                let expected = all(Isa::Portable, &geometry);
+                for isa in Isa::available() {
+                    let found = all(isa, &geometry);
+                    let pairs = found.iter().flatten().zip(expected.iter().flatten());
+                    for (found, expected) in pairs {
+                        let close = (found - expected).abs() <= 1e-4 * expected.abs().max(1.0);
+                        assert!(close, "{isa:?}: {found}, not {expected}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -14,6 +14,9 @@
 mod conv2d;
 mod correlate;
 mod dispatch;
+mod elementwise;
+mod group_norm;
 mod simd;
 
 pub use conv2d::conv2d;
+pub use group_norm::{Activation, GroupNormOptions, group_norm};

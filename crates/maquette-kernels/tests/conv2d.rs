@@ -1,25 +1,11 @@
 //! The fused convolution against Burn's own: values and all three gradients.
 
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, Tensor, TensorData, Tolerance};
+use burn::tensor::{Device, TensorData, Tolerance};
 use maquette_kernels::conv2d;
 
-/// Numbers in -1..1 without structure, the same on every machine.
-fn numbers(count: usize, salt: u64) -> Vec<f32> {
-    let mut state = salt.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..count).map(next).collect()
-}
-
-fn tensor<const D: usize>(shape: [usize; D], salt: u64, device: &Device) -> Tensor<D> {
-    let data = TensorData::new(numbers(shape.iter().product(), salt), shape);
-    Tensor::from_data(data, device)
-}
+mod support;
+use support::tensor;
 
 #[derive(Clone, Copy, Debug)]
 struct Case {

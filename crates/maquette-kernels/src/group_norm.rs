@@ -1,0 +1,399 @@
+//! Group normalisation with its activation in the same pass (Wu and He 2018, arXiv:1803.08494).
+
+use std::sync::Arc;
+
+use burn::backend::autodiff::NodeId;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::tensor::{Tensor, activation};
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use crate::dispatch::{flex_tensor, is_flex_f32};
+use crate::elementwise::{sigmoid, sum, vectorized};
+use crate::simd::Isa;
+
+/// What [`group_norm`] applies after scale and shift.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `z * sigmoid(z)`, also called swish.
+    Silu,
+}
+
+/// The constants of one [`group_norm`].
+#[derive(Clone, Copy, Debug)]
+pub struct GroupNormOptions {
+    /// Groups of neighbouring channels normalised together; must divide the channels.
+    pub groups: usize,
+    /// Added to the variance.
+    pub epsilon: f32,
+    /// Applied last.
+    pub activation: Activation,
+}
+
+/// Normalises each group of channels of each image to mean zero and variance one, scales and
+/// shifts each channel, and applies the activation.
+///
+/// # Shapes
+/// - `x` and output: `[batch, channels, height, width]`
+/// - `gamma` (scale) and `beta` (shift): `[channels]`
+///
+/// # Panics
+/// If the groups do not divide the channels, or `gamma` or `beta` is not one number per channel.
+pub fn group_norm(
+    x: Tensor<4>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    options: GroupNormOptions,
+) -> Tensor<4> {
+    let [batch, channels, height, width] = x.dims();
+    let groups = options.groups;
+    assert!(
+        groups > 0 && channels.is_multiple_of(groups),
+        "group_norm: {groups} groups do not divide {channels} channels"
+    );
+    assert_eq!(
+        gamma.dims(),
+        [channels],
+        "group_norm: one scale per channel"
+    );
+    assert_eq!(beta.dims(), [channels], "group_norm: one shift per channel");
+    let numbers = batch * channels * height * width;
+    if numbers == 0 || !(is_flex_f32(&x) && is_flex_f32(&gamma) && is_flex_f32(&beta)) {
+        return composed(x, gamma, beta, options);
+    }
+    let (x, gamma, beta) = (
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+    );
+    let geometry = Geometry {
+        shape: [batch, channels, height, width],
+        options,
+    };
+    Tensor::from_dispatch(Dispatch::fused_group_norm(x, gamma, beta, geometry))
+}
+
+/// The same of Burn's operators.
+fn composed(
+    x: Tensor<4>,
+    gamma: Tensor<1>,
+    beta: Tensor<1>,
+    options: GroupNormOptions,
+) -> Tensor<4> {
+    let shape = x.dims();
+    let [batch, channels, height, width] = shape;
+    let len = channels / options.groups * height * width;
+    let x = x.reshape([batch, options.groups, len]);
+    let x = x.clone() - x.mean_dim(2);
+    let variance = x.clone().square().mean_dim(2);
+    let x = (x / (variance + options.epsilon).sqrt()).reshape(shape);
+    let x = x * gamma.reshape([1, channels, 1, 1]) + beta.reshape([1, channels, 1, 1]);
+    match options.activation {
+        Activation::Identity => x,
+        Activation::Silu => activation::silu(x),
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    shape: [usize; 4],
+    options: GroupNormOptions,
+}
+
+impl Geometry {
+    /// Numbers of one channel of one image.
+    fn plane(&self) -> usize {
+        self.shape[2] * self.shape[3]
+    }
+
+    fn channels_per_group(&self) -> usize {
+        self.shape[1] / self.options.groups
+    }
+
+    /// Numbers normalised together, which are neighbours in memory.
+    fn group_len(&self) -> usize {
+        self.channels_per_group() * self.plane()
+    }
+
+    /// The first channel of the group at `index` among the groups of all images.
+    fn first_channel(&self, index: usize) -> usize {
+        index % self.options.groups * self.channels_per_group()
+    }
+}
+
+/// Mean and inverse standard deviation of a group.
+#[derive(Clone, Copy, Debug)]
+struct Moments {
+    mean: f32,
+    scale: f32,
+}
+
+/// Group normalisation as Burn's dispatch sees it.
+#[backend_extension(Flex, Autodiff)]
+pub(crate) trait FusedGroupNorm: Backend {
+    /// See [`group_norm`].
+    fn fused_group_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self>;
+}
+
+impl FusedGroupNorm for Flex {
+    fn fused_group_norm(
+        x: FlexTensor,
+        gamma: FlexTensor,
+        beta: FlexTensor,
+        geometry: Geometry,
+    ) -> FlexTensor {
+        forward(x, gamma, beta, &geometry).0
+    }
+}
+
+impl<C: CheckpointStrategy> FusedGroupNorm for Autodiff<Flex, C> {
+    fn fused_group_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        geometry: Geometry,
+    ) -> FloatTensor<Self> {
+        let nodes = [x.node(), gamma.node(), beta.node()];
+        match GroupNormBackward
+            .prepare::<C>(nodes)
+            .compute_bound()
+            .stateful()
+        {
+            OpsKind::Tracked(mut prep) => {
+                let saved = [
+                    prep.checkpoint(&x),
+                    prep.checkpoint(&gamma),
+                    prep.checkpoint(&beta),
+                ];
+                let (x, gamma) = (x.into_primitive(), gamma.into_primitive());
+                let (out, moments) = forward(x, gamma, beta.into_primitive(), &geometry);
+                prep.finish((saved, moments.into(), geometry), out)
+            }
+            OpsKind::UnTracked(prep) => {
+                let (x, gamma) = (x.into_primitive(), gamma.into_primitive());
+                prep.finish(forward(x, gamma, beta.into_primitive(), &geometry).0)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct GroupNormBackward;
+
+impl Backward<Flex, 3> for GroupNormBackward {
+    type State = ([NodeId; 3], Arc<[Moments]>, Geometry);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, 3>,
+        grads: &mut Gradients,
+        checkpointer: &mut Checkpointer,
+    ) {
+        let (saved, moments, geometry) = ops.state;
+        let [x, gamma, beta] = saved.map(|id| {
+            checkpointer
+                .retrieve_node_output::<FlexTensor>(id)
+                .to_contiguous()
+        });
+        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let inputs = Inputs {
+            x: x.storage(),
+            gamma: gamma.storage(),
+            beta: beta.storage(),
+        };
+        let (dx, dgamma, dbeta) = backward(&inputs, &moments, grad.storage(), &geometry);
+        let channels = [geometry.shape[1]];
+        let gradients = [
+            flex_tensor(dx, &geometry.shape),
+            flex_tensor(dgamma, &channels),
+            flex_tensor(dbeta, &channels),
+        ];
+        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
+            if let Some(node) = node {
+                grads.register::<Flex>(node.id, gradient);
+            }
+        }
+    }
+}
+
+struct Inputs<'a> {
+    x: &'a [f32],
+    gamma: &'a [f32],
+    beta: &'a [f32],
+}
+
+fn forward(
+    x: FlexTensor,
+    gamma: FlexTensor,
+    beta: FlexTensor,
+    geometry: &Geometry,
+) -> (FlexTensor, Vec<Moments>) {
+    let [x, gamma, beta] = [x, gamma, beta].map(|tensor| tensor.to_contiguous());
+    let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
+    let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
+    let mut out = vec![0.0; x.len()];
+    let moments = out
+        .par_chunks_mut(len)
+        .zip(x.par_chunks(len))
+        .enumerate()
+        .map(|(group, (out, x))| {
+            let moments = moments(isa, x, geometry.options.epsilon);
+            let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
+            for (channel, (out, x)) in (geometry.first_channel(group)..).zip(channels) {
+                let line = Line::new(moments, gamma[channel], beta[channel]);
+                match geometry.options.activation {
+                    Activation::Identity => apply(isa, line, x, out),
+                    Activation::Silu => apply_silu(isa, line, x, out),
+                }
+            }
+            moments
+        })
+        .collect();
+    (flex_tensor(out, &geometry.shape), moments)
+}
+
+/// `z = slope * x + offset`: normalisation, scale and shift of one channel in one.
+#[derive(Clone, Copy)]
+struct Line {
+    slope: f32,
+    offset: f32,
+}
+
+impl Line {
+    fn new(moments: Moments, gamma: f32, beta: f32) -> Self {
+        let slope = moments.scale * gamma;
+        Self {
+            slope,
+            offset: beta - moments.mean * slope,
+        }
+    }
+}
+
+vectorized! {
+    fn moments(x: &[f32], epsilon: f32) -> Moments {
+        let count = x.len() as f32;
+        let mean = sum(x.len(), |i| x[i]) / count;
+        let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+        Moments { mean, scale: 1.0 / (variance + epsilon).sqrt() }
+    }
+}
+
+vectorized! {
+    fn apply(line: Line, x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = line.slope * x + line.offset;
+        }
+    }
+}
+
+vectorized! {
+    fn apply_silu(line: Line, x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let z = line.slope * x + line.offset;
+            *out = z * sigmoid(z);
+        }
+    }
+}
+
+/// With `h = (x - mean) * scale` and `g` the gradient before the activation,
+/// `dbeta = sum g`, `dgamma = sum g h` and
+/// `dx = scale * (gamma g - mean(gamma g) - h mean(gamma g h))`, means over the group.
+fn backward(
+    inputs: &Inputs,
+    moments: &[Moments],
+    grad: &[f32],
+    geometry: &Geometry,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
+    let per_group = geometry.channels_per_group();
+    let mut dx = vec![0.0; inputs.x.len()];
+    // Per image and channel: the sums of g and of g h.
+    let mut sums = vec![[0.0; 2]; geometry.shape[0] * geometry.shape[1]];
+    dx.par_chunks_mut(len)
+        .zip(inputs.x.par_chunks(len))
+        .zip(grad.par_chunks(len))
+        .zip(sums.par_chunks_mut(per_group))
+        .zip(moments)
+        .enumerate()
+        .for_each(|(group, ((((dx, x), grad), sums), moments))| {
+            let first = geometry.first_channel(group);
+            let (gamma, beta) = (&inputs.gamma[first..][..per_group], &inputs.beta[first..]);
+            let mut means = [0.0; 2];
+            for (channel, sums) in sums.iter_mut().enumerate() {
+                let range = channel * plane..(channel + 1) * plane;
+                let line = Line::new(*moments, gamma[channel], beta[channel]);
+                let (dx, x, grad) = (&mut dx[range.clone()], &x[range.clone()], &grad[range]);
+                match geometry.options.activation {
+                    Activation::Identity => dx.copy_from_slice(grad),
+                    Activation::Silu => silu_gradient(isa, line, x, grad, dx),
+                }
+                *sums = gradient_sums(isa, *moments, x, dx);
+                means[0] += gamma[channel] * sums[0] / len as f32;
+                means[1] += gamma[channel] * sums[1] / len as f32;
+            }
+            for (channel, gamma) in gamma.iter().enumerate() {
+                let range = channel * plane..(channel + 1) * plane;
+                input_gradient(
+                    isa,
+                    *moments,
+                    *gamma,
+                    means,
+                    &x[range.clone()],
+                    &mut dx[range],
+                );
+            }
+        });
+    let over_batch = |which: usize| {
+        let channel = |channel| {
+            sums[channel..]
+                .iter()
+                .step_by(geometry.shape[1])
+                .map(|s| s[which])
+                .sum()
+        };
+        (0..geometry.shape[1]).map(channel).collect::<Vec<f32>>()
+    };
+    (dx, over_batch(1), over_batch(0))
+}
+
+vectorized! {
+    fn silu_gradient(line: Line, x: &[f32], grad: &[f32], out: &mut [f32]) {
+        for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
+            let z = line.slope * x + line.offset;
+            let s = sigmoid(z);
+            *out = grad * (s + z * s * (1.0 - s));
+        }
+    }
+}
+
+vectorized! {
+    fn gradient_sums(moments: Moments, x: &[f32], grad: &[f32]) -> [f32; 2] {
+        let x = &x[..grad.len()];
+        let plain = sum(grad.len(), |i| grad[i]);
+        let weighted = sum(grad.len(), |i| grad[i] * (x[i] - moments.mean));
+        [plain, weighted * moments.scale]
+    }
+}
+
+vectorized! {
+    /// Turns the gradient before scale and shift into the input's, in place.
+    fn input_gradient(moments: Moments, gamma: f32, means: [f32; 2], x: &[f32], grad: &mut [f32]) {
+        let Moments { mean, scale } = moments;
+        for (grad, x) in grad.iter_mut().zip(x) {
+            let normalised = (x - mean) * scale;
+            *grad = scale * (gamma * *grad - means[0] - normalised * means[1]);
+        }
+    }
+}
