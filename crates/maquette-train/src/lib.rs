@@ -1,1 +1,30 @@
-//! Maquette: train.
+//! Training: from a recipe to a run folder.
+//!
+//! A **recipe** ([`recipe`]) is a TOML text that says everything about one experiment; a **run**
+//! ([`run`]) is the folder that holds everything that came of it. Between them stands one loop,
+//! [`fit::fit`]: batch, loss, gradient, penalties, clipping, update, log, validate, checkpoint.
+//! A run that was killed and resumed ends in the same bytes as a run that was not
+//! ([`checkpoint`]).
+
+pub mod checkpoint;
+pub mod clip;
+pub mod error;
+pub mod events;
+pub mod files;
+pub mod fit;
+pub mod hash;
+pub mod optimizer;
+pub mod parameters;
+pub mod penalty;
+pub mod plot;
+pub mod recipe;
+pub mod report;
+pub mod run;
+pub mod schedule;
+pub mod spec;
+
+pub use error::{BoxError, TrainError};
+pub use fit::{Batch, Control, Ending, Event, Fitted, Loss, Plan, Progress, Task, fit};
+pub use recipe::{RecipeError, Source};
+pub use run::{Metrics, Phase, Place, Run, RunSpec};
+pub use spec::{LoopSpec, OptimizerSpec, ScheduleSpec};

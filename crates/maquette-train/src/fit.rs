@@ -1,0 +1,579 @@
+//! The loop for models with one loss.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use burn::module::Module;
+use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
+use burn::tensor::{Device, Tensor};
+use maquette_nn::ema::Ema;
+use maquette_rng::{Stream, seed_for};
+
+use crate::checkpoint::{self, Exact, LoopState, Snapshot};
+use crate::penalty::Penalty;
+use crate::spec::{LoopSpec, OptimizerSpec, ScheduleSpec};
+use crate::{BoxError, Metrics, Phase, Run, TrainError, clip, optimizer, schedule};
+
+/// One micro-batch.
+pub struct Batch<B> {
+    /// What the loss takes.
+    pub data: B,
+    /// Where the stream it came from stands after it; none when batches are a function of their
+    /// index.
+    pub stream: Option<serde_json::Value>,
+}
+
+impl<B> From<B> for Batch<B> {
+    fn from(data: B) -> Self {
+        Self { data, stream: None }
+    }
+}
+
+/// A loss with the parts it is the sum of.
+pub struct Loss {
+    /// What is minimised, one number, in nats.
+    pub total: Tensor<1>,
+    /// Further numbers to log.
+    pub parts: Vec<(&'static str, Tensor<1>)>,
+}
+
+impl From<Tensor<1>> for Loss {
+    fn from(total: Tensor<1>) -> Self {
+        Self {
+            total,
+            parts: Vec::new(),
+        }
+    }
+}
+
+type BatchFn<'a, B> = Box<dyn FnMut(u64) -> Result<Batch<B>, BoxError> + 'a>;
+type LossFn<'a, M, B> = Box<dyn FnMut(&M, B, u64) -> Loss + 'a>;
+type ValidateFn<'a, M> = Box<dyn FnMut(&M) -> Result<Metrics, BoxError> + 'a>;
+type SampleFn<'a, M> = Box<dyn FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a>;
+
+/// What a recipe gives the loop: where batches come from and what is done with them.
+pub struct Task<'a, M, B> {
+    batch: BatchFn<'a, B>,
+    loss: LossFn<'a, M, B>,
+    validate: Option<ValidateFn<'a, M>>,
+    sample: Option<SampleFn<'a, M>>,
+    items: (f64, &'static str),
+}
+
+impl<'a, M, B> Task<'a, M, B> {
+    /// `batch(i)` gives the `i`-th micro-batch of the run (step times accumulation); a run that is
+    /// resumed begins at a later one. `loss(model, batch, i)` must draw its randomness from `i`;
+    /// the backend's own generator (dropout) is seeded by the loop.
+    pub fn new(
+        batch: impl FnMut(u64) -> Result<Batch<B>, BoxError> + 'a,
+        loss: impl FnMut(&M, B, u64) -> Loss + 'a,
+    ) -> Self {
+        Self {
+            batch: Box::new(batch),
+            loss: Box::new(loss),
+            validate: None,
+            sample: None,
+            items: (0.0, "examples"),
+        }
+    }
+
+    /// Metrics of the model (without gradients; the moving average if there is one) on held-out
+    /// data. `loss` among them is what early stopping watches.
+    pub fn validate(mut self, validate: impl FnMut(&M) -> Result<Metrics, BoxError> + 'a) -> Self {
+        self.validate = Some(Box::new(validate));
+        self
+    }
+
+    /// Writes samples of the model after `step` into a folder.
+    pub fn sample(
+        mut self,
+        sample: impl FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a,
+    ) -> Self {
+        self.sample = Some(Box::new(sample));
+        self
+    }
+
+    /// How many items one micro-batch holds, and what they are called: `768.0, "tokens"`.
+    pub fn counting(mut self, items: f64, unit: &'static str) -> Self {
+        self.items = (items, unit);
+        self
+    }
+}
+
+/// The three sections of a recipe that the loop follows, and the device (with autodiff).
+pub struct Plan<'a> {
+    /// `[optimizer]`.
+    pub optimizer: &'a OptimizerSpec,
+    /// `[schedule]`.
+    pub schedule: &'a ScheduleSpec,
+    /// `[train]`.
+    pub train: &'a LoopSpec,
+    /// Where the model lives.
+    pub device: &'a Device,
+}
+
+/// How the caller watches the loop and stops it.
+pub struct Control<'a> {
+    /// Set (by Ctrl-C) to save a checkpoint and return.
+    pub stop: &'a AtomicBool,
+    /// Called on every event.
+    pub on_event: &'a mut dyn FnMut(Event<'_>),
+}
+
+/// What happens in the loop.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// The loop begins, or continues after `step` steps.
+    Started {
+        /// Steps already done.
+        step: u64,
+        /// Parameters of the model.
+        parameters: usize,
+    },
+    /// A step was taken.
+    Step(Progress),
+    /// The model was validated.
+    Validated {
+        /// Steps done.
+        step: u64,
+        /// The metrics.
+        metrics: &'a Metrics,
+    },
+    /// Samples were written.
+    Sampled {
+        /// Steps done.
+        step: u64,
+        /// Their folder.
+        path: &'a Path,
+    },
+    /// A checkpoint was written.
+    Saved {
+        /// Steps done.
+        step: u64,
+        /// Its folder.
+        path: &'a Path,
+    },
+}
+
+/// The live line.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Steps done.
+    pub step: u64,
+    /// Steps in all.
+    pub total: u64,
+    /// The training loss of this step.
+    pub loss: f64,
+    /// The learning rate of this step.
+    pub lr: f64,
+    /// Items per second in this sitting.
+    pub rate: f64,
+    /// What the items are.
+    pub unit: &'static str,
+    /// Time left at this rate.
+    pub left: Duration,
+}
+
+/// Why a finished loop ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All steps were taken.
+    Completed,
+    /// Early stopping; the model is the best one.
+    Stopped {
+        /// The step of the best validation.
+        best_step: u64,
+    },
+}
+
+/// A trained model.
+#[derive(Debug)]
+pub struct Fitted<M> {
+    /// The weights to use, without gradients: the best when early stopping is on, else the
+    /// moving average when there is one, else the last.
+    pub model: M,
+    /// Steps done.
+    pub step: u64,
+    /// Seconds, over all sittings.
+    pub seconds: f64,
+    /// Why it ended.
+    pub ending: Ending,
+    /// The validation metrics of `model`.
+    pub validation: Metrics,
+}
+
+/// Trains `model` on `task` as `plan` says, writing to `run`; continues where `run` left off.
+///
+/// # Errors
+/// [`TrainError::Diverged`], [`TrainError::Interrupted`], [`TrainError::Task`],
+/// [`TrainError::NoSuchParameters`], [`TrainError::Io`].
+pub fn fit<M: Module, B>(
+    model: M,
+    mut task: Task<'_, M, B>,
+    plan: &Plan<'_>,
+    run: &mut Run,
+    control: &mut Control<'_>,
+) -> Result<Fitted<M>, TrainError> {
+    let train = plan.train;
+    let mut at = Position::start(model, plan, run)?;
+    let penalties = train
+        .penalties
+        .iter()
+        .map(|spec| Penalty::new(spec, &at.model))
+        .collect::<Result<Vec<_>, _>>()?;
+    let clock = Clock::start(&at.state, train, task.items);
+    (control.on_event)(Event::Started {
+        step: at.state.step,
+        parameters: at.model.num_params(),
+    });
+
+    let mut ending = at.early_stop(train);
+    while at.state.step < train.steps && ending.is_none() {
+        // 1. The gradient of the mean loss over the micro-batches.
+        let step = at.state.step;
+        let (mut values, mut grads) = gradient(&mut at, &mut task, plan)?;
+        for penalty in &penalties {
+            penalty.add_gradient(&at.model, &mut grads);
+        }
+
+        // 2. Clipping; a loss or gradient that is not finite ends the run here, before it can
+        // reach the weights.
+        let norm = clip::global_norm(&at.model, &grads);
+        at.check(values["loss"], norm, train, run)?;
+        if let Some(max) = train.clip_norm {
+            clip::by_norm(&at.model, &mut grads, norm, max);
+        }
+        if let Some(max) = train.clip_value {
+            clip::by_value(&at.model, &mut grads, max);
+        }
+
+        // 3. The update.
+        let lr = schedule::lr(plan.schedule, plan.optimizer.lr, train.steps, step);
+        at.model = at.optimizer.step(lr, at.model, grads);
+        if let Some(ema) = &mut at.ema {
+            ema.update(&at.model, step);
+        }
+        at.state.step += 1;
+        at.state.seconds = clock.seconds();
+
+        // 4. Log.
+        let step = at.state.step;
+        let last = step == train.steps;
+        let progress = clock.progress(step, values["loss"], lr);
+        (control.on_event)(Event::Step(progress));
+        if step % train.log_every == 0 || last || step == 1 {
+            let penalty = penalties
+                .iter()
+                .map(|penalty| penalty.value(&at.model))
+                .sum::<f64>();
+            if !penalties.is_empty() {
+                values.insert("penalty".into(), penalty);
+            }
+            values.extend([("lr".into(), lr), ("grad_norm".into(), norm)]);
+            values.insert(format!("{}_per_second", progress.unit), progress.rate);
+            run.log(Phase::Train, step, &values)?;
+        }
+
+        // 5. Validate, sample, save, each at its own pace and all at the end.
+        let due = |every: Option<u64>| last || every.is_some_and(|every| step % every == 0);
+        if due(train.validate_every) {
+            at.validate(&mut task, train, run, control)?;
+            ending = at.early_stop(train);
+        }
+        let ended = ending.is_some();
+        if due(train.sample_every) || ended {
+            at.sample(&mut task, run, control)?;
+        }
+        let interrupted = control.stop.load(Ordering::Relaxed) && !last && !ended;
+        at.state.seconds = clock.seconds();
+        if due(train.checkpoint_every) || ended || interrupted {
+            at.save(train, run, control)?;
+        }
+        if interrupted {
+            return Err(TrainError::Interrupted {
+                step,
+                run: run.dir().into(),
+            });
+        }
+    }
+    Ok(at.finish(ending.unwrap_or(Ending::Completed), train))
+}
+
+/// The mean gradient and the mean loss of one step.
+fn gradient<M: Module, B>(
+    at: &mut Position<M>,
+    task: &mut Task<'_, M, B>,
+    plan: &Plan<'_>,
+) -> Result<(Metrics, GradientsParams), TrainError> {
+    let train = plan.train;
+    let share = 1.0 / train.grad_accumulation as f64;
+    let mut sum = GradientsAccumulator::new();
+    let mut values = Metrics::new();
+    for micro in 0..train.grad_accumulation {
+        let index = at.state.step * train.grad_accumulation + micro;
+        let batch = (task.batch)(index).map_err(failed("reading a batch", at.state.step))?;
+        at.state.stream = batch.stream.or(at.state.stream.take());
+        plan.device
+            .seed(seed_for(train.seed, Stream::Dropout, index));
+        let loss = (task.loss)(&at.model, batch.data, index);
+        let parts = loss.parts.into_iter().chain([("loss", loss.total.clone())]);
+        for (name, value) in parts {
+            let value = f64::from(value.into_scalar::<f32>());
+            *values.entry(name.into()).or_insert(0.0) += value * share;
+        }
+        let total = match train.grad_accumulation {
+            1 => loss.total,
+            _ => loss.total.mul_scalar(share),
+        };
+        let grads = GradientsParams::from_grads(total.backward(), &at.model);
+        sum.accumulate(&at.model, grads);
+    }
+    Ok((values, sum.grads()))
+}
+
+/// Where the loop stands: everything that changes from step to step.
+struct Position<M> {
+    model: M,
+    optimizer: ModuleOptimizer,
+    ema: Option<Ema<M>>,
+    /// Weights of the best validation, kept when early stopping may return them.
+    best: Option<M>,
+    state: LoopState,
+}
+
+impl<M: Module> Position<M> {
+    fn start(model: M, plan: &Plan<'_>, run: &Run) -> Result<Self, TrainError> {
+        let decay = plan.train.ema;
+        let Some(checkpoint) = run.checkpoint() else {
+            return Ok(Self {
+                optimizer: optimizer::build(plan.optimizer, &model),
+                ema: decay.map(|decay| Ema::new(&model, decay)),
+                best: None,
+                state: LoopState {
+                    recipe: run.recipe().into(),
+                    data_sha256: run.data_sha256().into(),
+                    ..LoopState::default()
+                },
+                model,
+            });
+        };
+        let model = checkpoint.model(model)?;
+        let optimizer = checkpoint.optimizer(optimizer::build(plan.optimizer, &model))?;
+        let average = checkpoint.ema(&model)?;
+        Ok(Self {
+            ema: decay
+                .zip(average)
+                .map(|(decay, average)| Ema::resume(average, decay)),
+            best: checkpoint.best(&model)?,
+            state: checkpoint.state.clone(),
+            optimizer,
+            model,
+        })
+    }
+
+    /// The weights that are validated, sampled from and saved.
+    fn shown(&self) -> M {
+        match &self.ema {
+            Some(ema) => ema.model().clone(),
+            None => self.model.valid(),
+        }
+    }
+
+    /// Divergence: a number that is not finite, or a smoothed loss far above its lowest.
+    fn check(
+        &mut self,
+        loss: f64,
+        norm: f64,
+        train: &LoopSpec,
+        run: &Run,
+    ) -> Result<(), TrainError> {
+        if !loss.is_finite() {
+            return Err(self.diverged(format!("the loss is {loss}"), run));
+        }
+        if !norm.is_finite() {
+            return Err(self.diverged(format!("the gradient's norm is {norm}"), run));
+        }
+        let (smoothed, lowest) = match self.state.smoothed {
+            Some((Exact(old), Exact(lowest))) => {
+                let new = 0.9 * old + 0.1 * loss;
+                (new, lowest.min(new))
+            }
+            None => (loss, loss),
+        };
+        self.state.smoothed = Some((Exact(smoothed), Exact(lowest)));
+        if lowest > 0.0 && smoothed > train.divergence * lowest {
+            let cause = format!(
+                "the loss rose to {smoothed:.4}, more than {} times its lowest value {lowest:.4}",
+                train.divergence
+            );
+            return Err(self.diverged(cause, run));
+        }
+        Ok(())
+    }
+
+    fn diverged(&self, cause: String, run: &Run) -> TrainError {
+        let kept = match checkpoint::list(&run.checkpoints()).pop() {
+            Some(path) => format!("The last good checkpoint is {}", path.display()),
+            None => "There is no checkpoint yet".into(),
+        };
+        TrainError::Diverged {
+            step: self.state.step + 1,
+            cause,
+            kept: format!("{kept}. Try a lower optimizer.lr, schedule.warmup or train.clip_norm"),
+        }
+    }
+
+    fn validate<B>(
+        &mut self,
+        task: &mut Task<'_, M, B>,
+        train: &LoopSpec,
+        run: &mut Run,
+        control: &mut Control<'_>,
+    ) -> Result<(), TrainError> {
+        let Some(validate) = &mut task.validate else {
+            return Ok(());
+        };
+        let step = self.state.step;
+        let shown = self.shown();
+        let metrics = validate(&shown).map_err(failed("validation", step))?;
+        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+            return Err(self.diverged(format!("validation {name} is {value}"), run));
+        }
+        run.log(Phase::Validation, step, &metrics)?;
+        (control.on_event)(Event::Validated {
+            step,
+            metrics: &metrics,
+        });
+        if let Some(&loss) = metrics.get("loss") {
+            let better = self.state.best.is_none_or(|(_, Exact(best))| loss < best);
+            if better {
+                self.state.best = Some((step, Exact(loss)));
+                self.best = Some(shown);
+            }
+            self.state.bad_validations = if better {
+                0
+            } else {
+                self.state.bad_validations + 1
+            };
+            if !better && train.patience.is_some() {
+                return Ok(());
+            }
+        }
+        self.state.validation = metrics;
+        Ok(())
+    }
+
+    fn sample<B>(
+        &self,
+        task: &mut Task<'_, M, B>,
+        run: &Run,
+        control: &mut Control<'_>,
+    ) -> Result<(), TrainError> {
+        let Some(sample) = &mut task.sample else {
+            return Ok(());
+        };
+        let step = self.state.step;
+        let path = run.samples(step)?;
+        sample(&self.shown(), step, &path).map_err(failed("sampling", step))?;
+        (control.on_event)(Event::Sampled { step, path: &path });
+        Ok(())
+    }
+
+    fn save(
+        &self,
+        train: &LoopSpec,
+        run: &Run,
+        control: &mut Control<'_>,
+    ) -> Result<(), TrainError> {
+        run.sync_logs()?;
+        let snapshot = Snapshot {
+            model: &self.model,
+            ema: self.ema.as_ref().map(Ema::model),
+            best: self.best.as_ref().filter(|_| train.patience.is_some()),
+            optimizer: &self.optimizer,
+            state: &self.state,
+        };
+        let path = checkpoint::save(&run.checkpoints(), &snapshot, train.keep_checkpoints)?;
+        (control.on_event)(Event::Saved {
+            step: self.state.step,
+            path: &path,
+        });
+        Ok(())
+    }
+
+    /// Whether the validations have stopped improving.
+    fn early_stop(&self, train: &LoopSpec) -> Option<Ending> {
+        let (best_step, _) = self.state.best?;
+        let patience = train.patience?;
+        (self.state.bad_validations >= patience).then_some(Ending::Stopped { best_step })
+    }
+
+    fn finish(self, ending: Ending, train: &LoopSpec) -> Fitted<M> {
+        let shown = self.shown();
+        let best = self.best.filter(|_| train.patience.is_some());
+        Fitted {
+            model: best.unwrap_or(shown),
+            step: self.state.step,
+            seconds: self.state.seconds,
+            ending,
+            validation: self.state.validation,
+        }
+    }
+}
+
+fn failed(doing: &'static str, step: u64) -> impl FnOnce(BoxError) -> TrainError {
+    move |source| TrainError::Task {
+        doing,
+        step,
+        source,
+    }
+}
+
+/// Rate and time left, measured over this sitting.
+struct Clock {
+    began: Instant,
+    first_step: u64,
+    seconds_before: f64,
+    total: u64,
+    items_per_step: f64,
+    unit: &'static str,
+}
+
+impl Clock {
+    fn start(state: &LoopState, train: &LoopSpec, (items, unit): (f64, &'static str)) -> Self {
+        // Without a count from the recipe, items are examples.
+        let items = if items > 0.0 {
+            items
+        } else {
+            train.batch as f64
+        };
+        Self {
+            began: Instant::now(),
+            first_step: state.step,
+            seconds_before: state.seconds,
+            total: train.steps,
+            items_per_step: items * train.grad_accumulation as f64,
+            unit,
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.seconds_before + self.began.elapsed().as_secs_f64()
+    }
+
+    fn progress(&self, step: u64, loss: f64, lr: f64) -> Progress {
+        let elapsed = self.began.elapsed().as_secs_f64().max(1e-9);
+        let per_second = (step - self.first_step) as f64 / elapsed;
+        Progress {
+            step,
+            total: self.total,
+            loss,
+            lr,
+            rate: per_second * self.items_per_step,
+            unit: self.unit,
+            left: Duration::try_from_secs_f64(self.total.saturating_sub(step) as f64 / per_second)
+                .unwrap_or(Duration::MAX),
+        }
+    }
+}
