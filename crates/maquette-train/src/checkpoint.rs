@@ -105,9 +105,6 @@ pub fn save<M: Module>(
     keep: usize,
 ) -> Result<PathBuf, TrainError> {
     let path = root.join(format!("{PREFIX}{:08}", snapshot.state.step));
-    if path.exists() {
-        return Ok(path);
-    }
     create_folder_atomic(&path, |folder| {
         let mut files = Vec::new();
         let mut write = |name: &str, bytes: &[u8]| {
@@ -131,7 +128,7 @@ pub fn save<M: Module>(
         write(STATE, &json(snapshot.state)?)?;
         write_atomic(&folder.join(MANIFEST), &json(&Manifest { files })?)
     })?;
-    for old in list(root).into_iter().rev().skip(keep) {
+    for old in list(root)?.into_iter().rev().skip(keep) {
         fs::remove_dir_all(&old).map_err(TrainError::io("remove", &old))?;
     }
     Ok(path)
@@ -165,7 +162,7 @@ impl Checkpoint {
     /// [`TrainError::DamagedCheckpoint`] when the newest is damaged: falling back to an older one
     /// is for the user to decide.
     pub fn newest(root: &Path) -> Result<Option<Self>, TrainError> {
-        list(root).pop().map(|path| Self::open(&path)).transpose()
+        list(root)?.pop().map(|path| Self::open(&path)).transpose()
     }
 
     /// Opens and verifies one checkpoint folder.
@@ -277,7 +274,10 @@ impl Checkpoint {
 
 /// How to continue without the checkpoint at `path`.
 fn fallback(path: &Path) -> String {
-    let earlier = path.parent().map(list).unwrap_or_default();
+    let earlier = path
+        .parent()
+        .and_then(|root| list(root).ok())
+        .unwrap_or_default();
     let earlier = earlier.iter().rev().find(|other| other.as_path() < path);
     match earlier.and_then(|earlier| earlier.file_name()) {
         Some(name) => format!(
@@ -288,20 +288,26 @@ fn fallback(path: &Path) -> String {
     }
 }
 
-/// The checkpoint folders under `root`, oldest first. Names are zero-padded, so text order is
-/// step order.
-pub fn list(root: &Path) -> Vec<PathBuf> {
-    let mut found: Vec<PathBuf> = fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.strip_prefix(PREFIX)
-                .is_some_and(|step| step.len() >= 8 && step.bytes().all(|b| b.is_ascii_digit()))
-        })
-        .collect();
+/// The checkpoint folders under `root`, oldest first; none when there is no such folder. Names are
+/// zero-padded, so text order is step order.
+///
+/// # Errors
+/// [`TrainError::Io`] when the folder is there and cannot be read: taking it for empty would start
+/// the run over.
+pub fn list(root: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let entries = match fs::read_dir(root) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(TrainError::io("read", root))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(TrainError::io("read", root))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let step = name.strip_prefix(PREFIX).unwrap_or_default();
+        if step.len() >= 8 && step.bytes().all(|byte| byte.is_ascii_digit()) {
+            found.push(path);
+        }
+    }
     found.sort();
-    found
+    Ok(found)
 }

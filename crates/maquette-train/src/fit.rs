@@ -109,6 +109,8 @@ pub struct Plan<'a> {
     pub schedule: &'a ScheduleSpec,
     /// `[train]`.
     pub train: &'a LoopSpec,
+    /// Optimiser steps in all, from [`LoopSpec::total_steps`].
+    pub steps: u64,
     /// Where the model lives.
     pub device: &'a Device,
 }
@@ -222,14 +224,14 @@ pub fn fit<M: Module, B>(
         .iter()
         .map(|spec| Penalty::new(spec, &at.model))
         .collect::<Result<Vec<_>, _>>()?;
-    let clock = Clock::start(&at.state, train, task.items);
+    let clock = Clock::start(&at.state, plan, task.items);
     (control.on_event)(Event::Started {
         step: at.state.step,
         parameters: at.model.num_params(),
     });
 
     let mut ending = at.early_stop(train);
-    while at.state.step < train.steps && ending.is_none() {
+    while at.state.step < plan.steps && ending.is_none() {
         // 1. The gradient of the mean loss over the micro-batches.
         let step = at.state.step;
         let (mut values, mut grads) = gradient(&mut at, &mut task, plan)?;
@@ -249,7 +251,7 @@ pub fn fit<M: Module, B>(
         }
 
         // 3. The update.
-        let lr = schedule::lr(plan.schedule, plan.optimizer.lr, train.steps, step);
+        let lr = schedule::lr(plan.schedule, plan.optimizer.lr, plan.steps, step);
         at.model = at.optimizer.step(lr, at.model, grads);
         if let Some(ema) = &mut at.ema {
             ema.update(&at.model, step);
@@ -259,7 +261,7 @@ pub fn fit<M: Module, B>(
 
         // 4. Log.
         let step = at.state.step;
-        let last = step == train.steps;
+        let last = step == plan.steps;
         let progress = clock.progress(step, values["loss"], lr);
         (control.on_event)(Event::Step(progress));
         if step % train.log_every == 0 || last || step == 1 {
@@ -413,7 +415,10 @@ impl<M: Module> Position<M> {
     }
 
     fn diverged(&self, cause: String, run: &Run) -> TrainError {
-        let kept = match checkpoint::list(&run.checkpoints()).pop() {
+        let kept = match checkpoint::list(&run.checkpoints())
+            .unwrap_or_default()
+            .pop()
+        {
             Some(path) => format!("The last good checkpoint is {}", path.display()),
             None => "There is no checkpoint yet".into(),
         };
@@ -541,7 +546,8 @@ struct Clock {
 }
 
 impl Clock {
-    fn start(state: &LoopState, train: &LoopSpec, (items, unit): (f64, &'static str)) -> Self {
+    fn start(state: &LoopState, plan: &Plan<'_>, (items, unit): (f64, &'static str)) -> Self {
+        let train = plan.train;
         // Without a count from the recipe, items are examples.
         let items = if items > 0.0 {
             items
@@ -552,7 +558,7 @@ impl Clock {
             began: Instant::now(),
             first_step: state.step,
             seconds_before: state.seconds,
-            total: train.steps,
+            total: plan.steps,
             items_per_step: items * train.grad_accumulation as f64,
             unit,
         }

@@ -254,8 +254,12 @@ fn everything() -> String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LoopSpec {
-    /// Optimiser steps.
-    pub steps: u64,
+    /// Optimiser steps. With `epochs` as well, whichever ends first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Passes over the data.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epochs: Option<u64>,
     /// Examples per micro-batch.
     pub batch: usize,
     /// The seed of everything random in the run.
@@ -319,7 +323,8 @@ impl LoopSpec {
     /// `steps` steps of `batch` examples, everything else at its default.
     pub fn new(steps: u64, batch: usize, seed: u64) -> Self {
         Self {
-            steps,
+            steps: Some(steps),
+            epochs: None,
             batch,
             seed,
             grad_accumulation: 1,
@@ -337,6 +342,14 @@ impl LoopSpec {
         }
     }
 
+    /// Optimiser steps in all, on `examples` examples; a last batch that is not full is left out.
+    pub fn total_steps(&self, examples: usize) -> u64 {
+        let per_epoch = examples as u64 / (self.batch as u64 * self.grad_accumulation).max(1);
+        let epochs = self.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
+        let limits = [self.steps, epochs];
+        limits.into_iter().flatten().min().unwrap_or(0)
+    }
+
     /// Checks ranges.
     ///
     /// # Errors
@@ -350,7 +363,15 @@ impl LoopSpec {
             )),
             _ => Ok(()),
         };
-        at_least_one("steps", Some(self.steps))?;
+        if self.steps.is_none() && self.epochs.is_none() {
+            return Err(Invalid::new(
+                "steps",
+                "the length of the training is missing",
+                "add `steps = ...` or `epochs = ...` to [train]",
+            ));
+        }
+        at_least_one("steps", self.steps)?;
+        at_least_one("epochs", self.epochs)?;
         at_least_one("batch", Some(self.batch as u64))?;
         at_least_one("grad_accumulation", Some(self.grad_accumulation))?;
         at_least_one("log_every", Some(self.log_every))?;
@@ -480,10 +501,27 @@ mod tests {
             ..LoopSpec::new(1, 1, 0)
         };
         assert_eq!(ema.validate().unwrap_err().key, "ema");
+        let endless = LoopSpec {
+            steps: None,
+            ..LoopSpec::new(1, 1, 0)
+        };
+        assert_eq!(endless.validate().unwrap_err().key, "steps");
         let step = ScheduleSpec {
             kind: ScheduleKind::Step,
             ..Default::default()
         };
         assert!(step.validate().unwrap_err().message.contains("gamma"));
+    }
+
+    #[test]
+    fn steps_and_epochs_whichever_ends_first() {
+        let epochs = |steps| LoopSpec {
+            steps,
+            epochs: Some(10),
+            ..LoopSpec::new(1, 128, 0)
+        };
+        assert_eq!(epochs(None).total_steps(60_000), 4680);
+        assert_eq!(epochs(Some(100)).total_steps(60_000), 100);
+        assert_eq!(LoopSpec::new(7, 4, 0).total_steps(0), 7);
     }
 }
