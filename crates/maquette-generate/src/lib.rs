@@ -1,1 +1,15 @@
-//! Maquette: generate.
+//! Getting samples out of a trained model.
+//!
+//! Every algorithm is a free function over closures: it knows token ids, tensors and generators,
+//! and nothing of files, recipes or HTTP. Text comes out of [`text::generate`], images out of
+//! the samplers of [`diffusion`], and [`mod@image`] turns tensors into PNG files that say how they
+//! were made.
+
+pub mod diffusion;
+mod error;
+pub mod image;
+pub mod latent;
+pub mod sampling;
+pub mod text;
+
+pub use error::GenerateError;

@@ -1,0 +1,67 @@
+use std::path::PathBuf;
+
+/// Why nothing could be generated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// A decoding option lies outside its range.
+    #[error("`{option}` is {value}, but it must be {allowed}")]
+    Option {
+        /// The name of the option.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What may be given.
+        allowed: &'static str,
+    },
+    /// The model put a number that is not a number into its logits.
+    #[error(
+        "the model's logit for token {token} is not a number: the weights are damaged or the run diverged; \
+         generate from an earlier checkpoint"
+    )]
+    NotANumber {
+        /// The token whose logit it is.
+        token: usize,
+    },
+    /// No token has any probability.
+    #[error(
+        "the model gives no token a finite logit ({vocab_size} tokens), so there is nothing to draw from"
+    )]
+    NothingPossible {
+        /// How many tokens there are.
+        vocab_size: usize,
+    },
+    /// The prompt has no token to start from.
+    #[error("the prompt holds no token; give at least one character, or the model's start token")]
+    EmptyPrompt,
+    /// A token the model does not know.
+    #[error(
+        "token {token} is not below the model's vocabulary size of {vocab_size}: the tokenizer belongs to another model"
+    )]
+    UnknownToken {
+        /// The offending id.
+        token: u32,
+        /// The model's vocabulary size.
+        vocab_size: usize,
+    },
+    /// The tokenizer failed.
+    #[error("cannot turn the generated tokens into text: {0}")]
+    Decode(String),
+    /// A noise schedule or step count that no sampler can follow.
+    #[error("cannot lay out the sampling steps: {0}")]
+    Steps(String),
+    /// Pictures that do not fit what is asked of them.
+    #[error("{0}")]
+    Picture(String),
+    /// Latent vectors that cannot be combined.
+    #[error("{0}")]
+    Latent(String),
+    /// A PNG that cannot be written or read.
+    #[error("{}: {what}", path.display())]
+    Png {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+}
