@@ -32,3 +32,8 @@ pub(crate) fn is_flex_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
 pub(crate) fn flex_tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
 }
+
+/// Row-major, without a copy where it already is; uniquely owned if `tensor` was.
+pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
+    tensor.to_contiguous()
+}

@@ -7,6 +7,9 @@
 /// Interleaved parts of a sum: one 512-bit vector.
 pub(crate) const PARTS: usize = 16;
 
+/// Numbers of one parallel task of an element-wise pass: 64 KiB, a few microseconds of work.
+pub(crate) const GRAIN: usize = 1 << 14;
+
 /// Defines a function that takes the instruction set first and is compiled for each of them.
 macro_rules! vectorized {
     ($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
@@ -52,6 +55,24 @@ pub(crate) fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
         total += term(i);
     }
     total
+}
+
+/// The largest number; minus infinity of none. NaNs are passed over.
+#[inline(always)]
+pub(crate) fn max(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut parts = [f32::NEG_INFINITY; PARTS];
+    let chunks = values.chunks_exact(PARTS);
+    let rest = chunks
+        .remainder()
+        .iter()
+        .fold(f32::NEG_INFINITY, |top, value| larger(top, *value));
+    for chunk in chunks {
+        for (part, value) in parts.iter_mut().zip(chunk) {
+            *part = larger(*part, *value);
+        }
+    }
+    parts.into_iter().fold(rest, larger)
 }
 
 /// `e^x` to about one unit in the last place, without branches: `2^n * 2^f` with a polynomial for

@@ -11,12 +11,18 @@
 // proof, and nothing unsafe leaves this crate.
 #![allow(unsafe_code)]
 
+mod activation;
 mod conv2d;
 mod correlate;
+mod cross_entropy;
 mod dispatch;
 mod elementwise;
 mod group_norm;
+mod row_norm;
 mod simd;
 
+pub use activation::{gelu_tanh, silu};
 pub use conv2d::conv2d;
+pub use cross_entropy::cross_entropy;
 pub use group_norm::{Activation, GroupNormOptions, group_norm};
+pub use row_norm::{layer_norm, rms_norm};
