@@ -12,16 +12,19 @@
 #![allow(unsafe_code)]
 
 mod activation;
+mod attention;
 mod conv2d;
 mod correlate;
 mod cross_entropy;
 mod dispatch;
 mod elementwise;
 mod group_norm;
+mod matrix;
 mod row_norm;
 mod simd;
 
 pub use activation::{gelu_tanh, silu};
+pub use attention::{AttentionOptions, self_attention};
 pub use conv2d::conv2d;
 pub use cross_entropy::cross_entropy;
 pub use group_norm::{Activation, GroupNormOptions, group_norm};

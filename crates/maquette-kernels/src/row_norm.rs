@@ -255,8 +255,7 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for NormBackward {
             .zip(moments.par_chunks(ROWS))
             .map(|((grad, x), moments)| {
                 let mut sums = vec![0.0; 2 * d];
-                let (dgamma, dbeta) = sums.split_at_mut(d);
-                backward_rows(isa, norm, x, gamma, moments, grad, dgamma, dbeta);
+                backward_rows(isa, norm, x, gamma, moments, grad, &mut sums);
                 sums
             })
             .collect();
@@ -279,17 +278,17 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for NormBackward {
 vectorized! {
     /// With `h` the normalised input and `g` the gradient times the gain, the input's gradient,
     /// written over the output's, is `scale * (g - mean(g) - h mean(g h))`; an RMS norm has no
-    /// `mean(g)`.
+    /// `mean(g)`. The gradients of gain and offset are added to the halves of `sums`.
     fn backward_rows(
         norm: Norm,
         x: &[f32],
         gamma: &[f32],
         moments: &[Moments],
         grad: &mut [f32],
-        dgamma: &mut [f32],
-        dbeta: &mut [f32],
+        sums: &mut [f32],
     ) {
         let d = gamma.len();
+        let (dgamma, dbeta) = sums.split_at_mut(d);
         for ((grad, x), moments) in grad.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments) {
             let Moments { mean, scale } = *moments;
             let plain = match norm.kind {

@@ -182,7 +182,7 @@ fn takes_views_that_are_not_contiguous() {
         .swap_dims(1, 3)
         .slice([0..2, 1..4, 0..5, 0..6]);
     let weight = tensor([3, 3, 3, 7], 2, &device).swap_dims(0, 3);
-    let bias = tensor([14], 3, &device).slice([7..14]);
+    let bias = tensor([14], 3, &device).narrow(0, 7, 7);
     let fused = conv2d(
         x.clone(),
         weight.clone(),
