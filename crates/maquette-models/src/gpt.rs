@@ -184,6 +184,16 @@ impl GptConfig {
         if let Err(error) = self.validate() {
             panic!("invalid GptConfig: {error}");
         }
+        initialise(self.build(device), rng, |slot| self.fill(slot))
+    }
+
+    /// A model of zeros, to be given weights.
+    pub(crate) fn init_empty(&self, device: &Device) -> Gpt {
+        let mut unused = maquette_rng::rng(0, maquette_rng::Stream::Init, 0);
+        initialise(self.build(device), &mut unused, |_| Fill::Constant(0.0))
+    }
+
+    fn build(&self, device: &Device) -> Gpt {
         let embedding = |n| EmbeddingConfig::new(n, self.d_model).init(device);
         let norm = NormConfig {
             kind: self.norm,
@@ -194,7 +204,7 @@ impl GptConfig {
         let rotary = self.positions == Positions::Rotary;
         let d_head = self.d_model / self.n_heads;
         let head = LinearConfig::new(self.d_model, self.vocab_size).with_bias(false);
-        let model = Gpt {
+        Gpt {
             tokens: embedding(self.vocab_size),
             positions: (!rotary).then(|| embedding(self.seq_len)),
             dropout: DropoutConfig::new(self.dropout).init(),
@@ -205,8 +215,7 @@ impl GptConfig {
             head: (!self.tied_head).then(|| head.init(device)),
             rope: rotary.then(|| Rope::new(self.seq_len, d_head, self.rope_theta, device)),
             seq_len: self.seq_len,
-        };
-        initialise(model, rng, |slot| self.fill(slot))
+        }
     }
 
     fn block(&self, norm: &NormConfig, device: &Device) -> Block {

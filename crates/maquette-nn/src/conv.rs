@@ -3,8 +3,9 @@
 use burn::{
     module::{Module, Param},
     nn::Initializer,
-    tensor::{Device, Tensor, module::conv2d, ops::ConvOptions},
+    tensor::{Device, Tensor},
 };
+use maquette_kernels::conv2d;
 
 /// Configuration of a [`Conv2d`] with a square kernel.
 #[derive(Debug, Clone, Copy)]
@@ -72,13 +73,8 @@ impl Conv2d {
     /// - input: `[batch, d_in, height, width]`
     /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - kernel) / stride + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions::new(
-            [self.stride, self.stride],
-            [self.padding, self.padding],
-            [1, 1],
-            1,
-        );
-        conv2d(x, self.weight.val(), Some(self.bias.val()), options)
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        conv2d(x, self.weight.val(), Some(self.bias.val()), stride, padding)
     }
 }
 
