@@ -75,3 +75,61 @@ impl ModuleVisitor for Change<'_> {
         self.grads.register(param.id, grad);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn model_and_grads() -> (Linear, GradientsParams) {
+        let model = LinearConfig::new(2, 1).init(&Device::flex().autodiff());
+        let device = Device::flex();
+        let mut grads = GradientsParams::new();
+        grads.register(
+            model.weight.id,
+            Tensor::<2>::from_floats([[3.0], [-4.0]], &device),
+        );
+        let bias = model.bias.as_ref().unwrap();
+        grads.register(bias.id, Tensor::<1>::from_floats([12.0], &device));
+        (model, grads)
+    }
+
+    fn values(model: &Linear, grads: &GradientsParams) -> Vec<f32> {
+        let weight = grads.get::<2>(model.weight.id).unwrap();
+        let bias = grads.get::<1>(model.bias.as_ref().unwrap().id).unwrap();
+        [
+            weight.try_into_vec_as().unwrap(),
+            bias.try_into_vec_as().unwrap(),
+        ]
+        .concat()
+    }
+
+    #[test]
+    fn the_norm_is_over_all_parameters_together() {
+        let (model, mut grads) = model_and_grads();
+        // 3, 4 and 12 make 13.
+        let norm = global_norm(&model, &grads);
+        assert_eq!(norm, 13.0);
+        by_norm(&model, &mut grads, norm, 6.5);
+        assert_eq!(values(&model, &grads), [1.5, -2.0, 6.0]);
+        by_norm(&model, &mut grads, 6.5, 100.0);
+        assert_eq!(values(&model, &grads), [1.5, -2.0, 6.0]);
+    }
+
+    #[test]
+    fn values_are_clamped_on_both_sides() {
+        let (model, mut grads) = model_and_grads();
+        by_value(&model, &mut grads, 3.5);
+        assert_eq!(values(&model, &grads), [3.0, -3.5, 3.5]);
+    }
+
+    #[test]
+    fn a_component_that_is_not_finite_shows_in_the_norm() {
+        let (model, mut grads) = model_and_grads();
+        let nan = Tensor::<2>::from_floats([[f32::NAN], [0.0]], &Device::flex());
+        grads.register(model.weight.id, nan);
+        assert!(global_norm(&model, &grads).is_nan());
+    }
+}

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_file_is_framed_as_tensorboard_reads_it() {
-        // The same bytes were read back with tensorboard's EventAccumulator (tensorboard 2.20).
+        // The same bytes were read back with tensorboard's EventAccumulator (tensorboard 2.21).
         let file = tempfile::NamedTempFile::new().unwrap();
         let mut writer = EventWriter::create(file.path(), 1.0).unwrap();
         writer.scalar("train/loss", 7, 0.5, 2.0).unwrap();

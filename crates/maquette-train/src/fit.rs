@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::{Device, Tensor};
-use maquette_nn::ema::Ema;
+use maquette_models::nn::ema::Ema;
 use maquette_rng::{Stream, seed_for};
 
 use crate::checkpoint::{self, Exact, LoopState, Snapshot};

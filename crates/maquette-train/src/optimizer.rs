@@ -139,3 +139,111 @@ fn paths(all: &[Parameter], select: impl Fn(&Parameter) -> bool) -> Vec<String> 
         .map(|parameter| parameter.path.clone())
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+    use burn::optim::GradientsParams;
+    use burn::tensor::{Device, Tensor};
+
+    use super::*;
+
+    #[derive(Module, Debug)]
+    struct Net {
+        embedding: Embedding,
+        hidden: Linear,
+    }
+
+    fn net() -> Net {
+        let device = Device::flex().autodiff();
+        Net {
+            embedding: EmbeddingConfig::new(3, 4).init(&device),
+            hidden: LinearConfig::new(4, 4).init(&device),
+        }
+    }
+
+    /// One step with zero gradients: what moves is what decays.
+    fn moved(spec: &OptimizerSpec) -> [bool; 3] {
+        let net = net();
+        let mut grads = GradientsParams::new();
+        let device = Device::flex();
+        grads.register(net.embedding.weight.id, Tensor::<2>::zeros([3, 4], &device));
+        grads.register(net.hidden.weight.id, Tensor::<2>::zeros([4, 4], &device));
+        let bias = net.hidden.bias.clone().unwrap();
+        grads.register(bias.id, Tensor::<1>::zeros([4], &device));
+        let mut filled = net.clone();
+        filled.hidden.bias = Some(bias.map(|b| Tensor::ones_like(&b).require_grad()));
+        let after = build(spec, &filled).step(0.1, filled.clone(), grads);
+        let differs = |a: Vec<f32>, b: Vec<f32>| a != b;
+        let floats2 = |t: Tensor<2>| t.try_into_vec_as::<f32>().unwrap();
+        let floats1 = |t: Tensor<1>| t.try_into_vec_as::<f32>().unwrap();
+        [
+            differs(
+                floats2(after.embedding.weight.val()),
+                floats2(filled.embedding.weight.val()),
+            ),
+            differs(
+                floats2(after.hidden.weight.val()),
+                floats2(filled.hidden.weight.val()),
+            ),
+            differs(
+                floats1(after.hidden.bias.unwrap().val()),
+                floats1(filled.hidden.bias.unwrap().val()),
+            ),
+        ]
+    }
+
+    #[test]
+    fn weight_decay_reaches_the_chosen_parameters_only() {
+        use OptimizerKind::{Adam, AdamW, Muon, RmsProp, Sgd};
+        for kind in [AdamW, Adam, Sgd, RmsProp, Muon] {
+            let spec = |decay, weight_decay| OptimizerSpec {
+                weight_decay,
+                decay,
+                ..OptimizerSpec::new(kind, 0.1)
+            };
+            assert_eq!(moved(&spec(DecayOn::All, 0.0)), [false; 3], "{kind:?}");
+            assert_eq!(moved(&spec(DecayOn::All, 0.1)), [true; 3], "{kind:?}");
+            assert_eq!(
+                moved(&spec(DecayOn::Matrices, 0.1)),
+                [true, true, false],
+                "{kind:?}"
+            );
+            assert_eq!(
+                moved(&spec(DecayOn::HiddenMatrices, 0.1)),
+                [false, true, false],
+                "{kind:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn adamw_takes_the_steps_of_pytorch() {
+        // import torch
+        // w = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [3.0, 0.5]]))
+        // o = torch.optim.AdamW([w], lr=0.1, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1)
+        // for _ in range(3): o.zero_grad(); (w ** 2).sum().backward(); o.step()
+        // print(w.tolist())
+        let device = Device::flex().autodiff();
+        let mut net = LinearConfig::new(2, 2).with_bias(false).init(&device);
+        let start = Tensor::<2>::from_floats([[1.0, -2.0], [3.0, 0.5]], &device);
+        net.weight = net.weight.map(|_| start.require_grad());
+        let spec = OptimizerSpec {
+            betas: Some([0.9, 0.99]),
+            weight_decay: 0.1,
+            ..OptimizerSpec::adamw(0.1)
+        };
+        let mut optimizer = build(&spec, &net);
+        for _ in 0..3 {
+            let loss = net.weight.val().square().sum();
+            let grads = GradientsParams::from_grads(loss.backward(), &net);
+            net = optimizer.step(0.1, net, grads);
+        }
+        let got = net.weight.val().try_into_vec_as::<f32>().unwrap();
+        for (got, expected) in got.iter().zip(ADAMW) {
+            assert!((got - expected).abs() < 1e-5, "{got} is not {expected}");
+        }
+    }
+
+    const ADAMW: [f32; 4] = [0.675003, -1.644317, 2.614369, 0.19322];
+}

@@ -98,3 +98,58 @@ impl ModuleVisitor for Walk<'_> {
         grads.register(param.id, grad);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn::nn::{Linear, LinearConfig};
+    use burn::tensor::Device;
+
+    use super::*;
+
+    fn linear() -> Linear {
+        let device = Device::flex().autodiff();
+        let mut model = LinearConfig::new(2, 1).init(&device);
+        let weight = Tensor::<2>::from_floats([[2.0], [-3.0]], &device);
+        model.weight = model.weight.map(|_| weight.require_grad());
+        model
+    }
+
+    fn penalty(kind: PenaltyKind, params: &str, model: &Linear) -> Result<Penalty, TrainError> {
+        let params = params.into();
+        Penalty::new(
+            &PenaltySpec {
+                kind,
+                weight: 0.5,
+                params,
+            },
+            model,
+        )
+    }
+
+    #[test]
+    fn values_and_gradients_agree_with_autodiff() {
+        let model = linear();
+        for (kind, value) in [(PenaltyKind::L1, 2.5), (PenaltyKind::L2, 6.5)] {
+            let penalty = penalty(kind, "weight", &model).unwrap();
+            assert_eq!(penalty.value(&model), value);
+            let w = model.weight.val();
+            let term = match kind {
+                PenaltyKind::L1 => w.clone().abs().sum(),
+                PenaltyKind::L2 => w.clone().square().sum(),
+            };
+            let expected = w.grad(&term.mul_scalar(0.5).backward()).unwrap();
+            let mut grads = GradientsParams::new();
+            grads.register(model.weight.id, expected.ones_like());
+            penalty.add_gradient(&model, &mut grads);
+            let got = grads.get::<2>(model.weight.id).unwrap() - 1.0;
+            got.into_data().assert_eq(&expected.into_data(), true);
+            assert_eq!(grads.len(), 1, "the bias is not in the group");
+        }
+    }
+
+    #[test]
+    fn a_pattern_that_matches_nothing_is_an_error() {
+        let error = penalty(PenaltyKind::L1, "gain", &linear()).unwrap_err();
+        assert!(error.to_string().contains("weight, bias"), "{error}");
+    }
+}

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig, LayerNorm, LayerNormConfig, Linear, LinearConfig};
 use burn::tensor::{Device, Tensor, TensorData, activation::gelu};
 use maquette_rng::{Stream, normal, rng, seed_for};
@@ -257,17 +257,12 @@ fn examples(seed: u64, index: u64, device: &Device) -> (Tensor<2>, Tensor<2>) {
     )
 }
 
-/// Every parameter's path and bytes.
-pub(crate) fn weights(net: &Net) -> Vec<Vec<u8>> {
-    struct Bytes(Vec<Vec<u8>>);
-    impl ModuleVisitor for Bytes {
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-            self.0.push(param.val().into_data().as_bytes().to_vec());
-        }
-    }
-    let mut bytes = Bytes(Vec::new());
-    net.visit(&mut bytes);
-    bytes.0
+/// The bytes of the model's `model.safetensors`.
+pub(crate) fn weights(net: &Net) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    maquette_models::store::save(net, &path, &Default::default()).unwrap();
+    std::fs::read(path).unwrap()
 }
 
 /// Every file under a folder, for comparing before and after.
