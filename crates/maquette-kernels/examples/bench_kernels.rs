@@ -98,7 +98,7 @@ fn bench_conv2d([batch, channels_in, size, channels_out, kernel, stride]: [usize
 
 fn bench_group_norm(shape: [usize; 4]) {
     let [batch, channels, height, width] = shape;
-    let (x, gamma, beta) = (random(shape), random([channels]), random([channels]));
+    let (x, gamma, beta) = (random(shape), random([1, channels]), random([1, channels]));
     let options = GroupNormOptions {
         groups: 8,
         epsilon: 1e-5,

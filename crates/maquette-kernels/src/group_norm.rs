@@ -8,12 +8,12 @@ use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
+use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::{Tensor, activation};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
 use crate::elementwise::{sigmoid, sum, vectorized};
 use crate::simd::Isa;
 
@@ -40,16 +40,19 @@ pub struct GroupNormOptions {
 /// Normalises each group of channels of each image to mean zero and variance one, scales and
 /// shifts each channel, and applies the activation.
 ///
+/// A scale and shift per image are what a network conditioned on time or class multiplies and adds
+/// after the norm (FiLM, Perez et al. 2018, arXiv:1709.07871): give the products here instead.
+///
 /// # Shapes
 /// - `x` and output: `[batch, channels, height, width]`
-/// - `gamma` (scale) and `beta` (shift): `[channels]`
+/// - `gamma` (scale) and `beta` (shift): `[1, channels]`, or `[batch, channels]` for one per image
 ///
 /// # Panics
-/// If the groups do not divide the channels, or `gamma` or `beta` is not one number per channel.
+/// If the groups do not divide the channels, or the shape of `gamma` or `beta` is neither.
 pub fn group_norm(
     x: Tensor<4>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
+    gamma: Tensor<2>,
+    beta: Tensor<2>,
     options: GroupNormOptions,
 ) -> Tensor<4> {
     let [batch, channels, height, width] = x.dims();
@@ -58,12 +61,12 @@ pub fn group_norm(
         groups > 0 && channels.is_multiple_of(groups),
         "group_norm: {groups} groups do not divide {channels} channels"
     );
-    assert_eq!(
-        gamma.dims(),
-        [channels],
-        "group_norm: one scale per channel"
-    );
-    assert_eq!(beta.dims(), [channels], "group_norm: one shift per channel");
+    for (name, dims) in [("scale", gamma.dims()), ("shift", beta.dims())] {
+        assert!(
+            dims == [1, channels] || dims == [batch, channels],
+            "group_norm: the {name} is {dims:?}, not [1 or {batch}, {channels}]"
+        );
+    }
     let numbers = batch * channels * height * width;
     if numbers == 0 || !(is_flex_f32(&x) && is_flex_f32(&gamma) && is_flex_f32(&beta)) {
         return composed(x, gamma, beta, options);
@@ -83,8 +86,8 @@ pub fn group_norm(
 /// The same of Burn's operators.
 fn composed(
     x: Tensor<4>,
-    gamma: Tensor<1>,
-    beta: Tensor<1>,
+    gamma: Tensor<2>,
+    beta: Tensor<2>,
     options: GroupNormOptions,
 ) -> Tensor<4> {
     let shape = x.dims();
@@ -94,7 +97,11 @@ fn composed(
     let x = x.clone() - x.mean_dim(2);
     let variance = x.clone().square().mean_dim(2);
     let x = (x / (variance + options.epsilon).sqrt()).reshape(shape);
-    let x = x * gamma.reshape([1, channels, 1, 1]) + beta.reshape([1, channels, 1, 1]);
+    let per_channel = |values: Tensor<2>| {
+        let [images, channels] = values.dims();
+        values.reshape([images, channels, 1, 1])
+    };
+    let x = x * per_channel(gamma) + per_channel(beta);
     match options.activation {
         Activation::Identity => x,
         Activation::Silu => activation::silu(x),
@@ -122,9 +129,11 @@ impl Geometry {
         self.channels_per_group() * self.plane()
     }
 
-    /// The first channel of the group at `index` among the groups of all images.
-    fn first_channel(&self, index: usize) -> usize {
-        index % self.options.groups * self.channels_per_group()
+    /// The part of `values`, one per channel or per image and channel, that belongs to a task,
+    /// which is one group of one image.
+    fn of_task<'a>(&self, values: &'a [f32], task: usize) -> &'a [f32] {
+        let first = task * self.channels_per_group() % values.len();
+        &values[first..][..self.channels_per_group()]
     }
 }
 
@@ -202,24 +211,23 @@ impl Backward<Flex, 3> for GroupNormBackward {
         checkpointer: &mut Checkpointer,
     ) {
         let (saved, moments, geometry) = ops.state;
-        let [x, gamma, beta] = saved.map(|id| {
-            checkpointer
-                .retrieve_node_output::<FlexTensor>(id)
-                .to_contiguous()
-        });
-        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
+        let [x, gamma, beta] =
+            saved.map(|id| contiguous(checkpointer.retrieve_node_output::<FlexTensor>(id)));
+        let mut grad = contiguous(grads.consume::<Flex>(&ops.node));
         let inputs = Inputs {
             x: x.storage(),
             gamma: gamma.storage(),
             beta: beta.storage(),
         };
-        let (dx, dgamma, dbeta) = backward(&inputs, &moments, grad.storage(), &geometry);
-        let channels = [geometry.shape[1]];
-        let gradients = [
-            flex_tensor(dx, &geometry.shape),
-            flex_tensor(dgamma, &channels),
-            flex_tensor(dbeta, &channels),
-        ];
+        let sums = backward(&inputs, &moments, grad.storage_mut(), &geometry);
+        let [dgamma, dbeta] = [
+            (1, inputs.gamma, gamma.shape()),
+            (0, inputs.beta, beta.shape()),
+        ]
+        .map(|(which, values, shape)| {
+            flex_tensor(parameter_gradient(&sums, which, values), &shape)
+        });
+        let gradients = [grad, dgamma, dbeta];
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, gradient);
@@ -240,7 +248,7 @@ fn forward(
     beta: FlexTensor,
     geometry: &Geometry,
 ) -> (FlexTensor, Vec<Moments>) {
-    let [x, gamma, beta] = [x, gamma, beta].map(|tensor| tensor.to_contiguous());
+    let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
     let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
     let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
     let mut out = vec![0.0; x.len()];
@@ -248,11 +256,12 @@ fn forward(
         .par_chunks_mut(len)
         .zip(x.par_chunks(len))
         .enumerate()
-        .map(|(group, (out, x))| {
+        .map(|(task, (out, x))| {
             let moments = moments(isa, x, geometry.options.epsilon);
+            let (gamma, beta) = (geometry.of_task(gamma, task), geometry.of_task(beta, task));
             let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
-            for (channel, (out, x)) in (geometry.first_channel(group)..).zip(channels) {
-                let line = Line::new(moments, gamma[channel], beta[channel]);
+            for ((out, x), (gamma, beta)) in channels.zip(gamma.iter().zip(beta)) {
+                let line = Line::new(moments, *gamma, *beta);
                 match geometry.options.activation {
                     Activation::Identity => apply(isa, line, x, out),
                     Activation::Silu => apply_silu(isa, line, x, out),
@@ -310,70 +319,61 @@ vectorized! {
 /// With `h = (x - mean) * scale` and `g` the gradient before the activation,
 /// `dbeta = sum g`, `dgamma = sum g h` and
 /// `dx = scale * (gamma g - mean(gamma g) - h mean(gamma g h))`, means over the group.
+/// Per image and channel, the gradients of shift and scale; the input's is written over `grad`.
 fn backward(
     inputs: &Inputs,
     moments: &[Moments],
-    grad: &[f32],
+    grad: &mut [f32],
     geometry: &Geometry,
-) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+) -> Vec<[f32; 2]> {
     let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
     let per_group = geometry.channels_per_group();
-    let mut dx = vec![0.0; inputs.x.len()];
-    // Per image and channel: the sums of g and of g h.
     let mut sums = vec![[0.0; 2]; geometry.shape[0] * geometry.shape[1]];
-    dx.par_chunks_mut(len)
+    grad.par_chunks_mut(len)
         .zip(inputs.x.par_chunks(len))
-        .zip(grad.par_chunks(len))
         .zip(sums.par_chunks_mut(per_group))
         .zip(moments)
         .enumerate()
-        .for_each(|(group, ((((dx, x), grad), sums), moments))| {
-            let first = geometry.first_channel(group);
-            let (gamma, beta) = (&inputs.gamma[first..][..per_group], &inputs.beta[first..]);
+        .for_each(|(task, (((grad, x), sums), moments))| {
+            let gamma = geometry.of_task(inputs.gamma, task);
+            let beta = geometry.of_task(inputs.beta, task);
             let mut means = [0.0; 2];
             for (channel, sums) in sums.iter_mut().enumerate() {
                 let range = channel * plane..(channel + 1) * plane;
-                let line = Line::new(*moments, gamma[channel], beta[channel]);
-                let (dx, x, grad) = (&mut dx[range.clone()], &x[range.clone()], &grad[range]);
-                match geometry.options.activation {
-                    Activation::Identity => dx.copy_from_slice(grad),
-                    Activation::Silu => silu_gradient(isa, line, x, grad, dx),
+                let (grad, x) = (&mut grad[range.clone()], &x[range]);
+                if geometry.options.activation == Activation::Silu {
+                    let line = Line::new(*moments, gamma[channel], beta[channel]);
+                    silu_gradient(isa, line, x, grad);
                 }
-                *sums = gradient_sums(isa, *moments, x, dx);
+                *sums = gradient_sums(isa, *moments, x, grad);
                 means[0] += gamma[channel] * sums[0] / len as f32;
                 means[1] += gamma[channel] * sums[1] / len as f32;
             }
-            for (channel, gamma) in gamma.iter().enumerate() {
-                let range = channel * plane..(channel + 1) * plane;
-                input_gradient(
-                    isa,
-                    *moments,
-                    *gamma,
-                    means,
-                    &x[range.clone()],
-                    &mut dx[range],
-                );
+            let channels = grad.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
+            for ((grad, x), gamma) in channels.zip(gamma) {
+                input_gradient(isa, *moments, *gamma, means, x, grad);
             }
         });
-    let over_batch = |which: usize| {
-        let channel = |channel| {
-            sums[channel..]
-                .iter()
-                .step_by(geometry.shape[1])
-                .map(|s| s[which])
-                .sum()
-        };
-        (0..geometry.shape[1]).map(channel).collect::<Vec<f32>>()
-    };
-    (dx, over_batch(1), over_batch(0))
+    sums
+}
+
+/// One component of [`backward`]'s sums, over the batch if `values` is one per channel.
+fn parameter_gradient(sums: &[[f32; 2]], which: usize, values: &[f32]) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    for sums in sums.chunks_exact(values.len()) {
+        out.iter_mut()
+            .zip(sums)
+            .for_each(|(out, sum)| *out += sum[which]);
+    }
+    out
 }
 
 vectorized! {
-    fn silu_gradient(line: Line, x: &[f32], grad: &[f32], out: &mut [f32]) {
-        for ((out, x), grad) in out.iter_mut().zip(x).zip(grad) {
+    fn silu_gradient(line: Line, x: &[f32], grad: &mut [f32]) {
+        for (grad, x) in grad.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
             let s = sigmoid(z);
-            *out = grad * (s + z * s * (1.0 - s));
+            *grad *= s + z * s * (1.0 - s);
         }
     }
 }

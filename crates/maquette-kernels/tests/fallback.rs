@@ -36,7 +36,7 @@ fn images() {
         ),
         conv2d(wide(&x), wide(&weight), Some(wide(&bias)), [2, 1], [1, 1]),
     );
-    let (gamma, beta) = (tensor([6], 2, &device), tensor([6], 3, &device));
+    let (gamma, beta) = (tensor([3, 6], 2, &device), tensor([1, 6], 3, &device));
     for activation in [Activation::Identity, Activation::Silu] {
         let options = GroupNormOptions {
             groups: 3,

@@ -7,7 +7,7 @@ mod support;
 use support::tensor;
 
 /// The definition, one operator at a time.
-fn plain(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, options: GroupNormOptions) -> Tensor<4> {
+fn plain(x: Tensor<4>, gamma: Tensor<2>, beta: Tensor<2>, options: GroupNormOptions) -> Tensor<4> {
     let shape = x.dims();
     let [batch, channels, height, width] = shape;
     let x = x.reshape([
@@ -18,19 +18,26 @@ fn plain(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, options: GroupNormOpti
     let centred = x.clone() - x.mean_dim(2);
     let variance = centred.clone().powi_scalar(2).mean_dim(2);
     let z = (centred / (variance + options.epsilon).sqrt()).reshape(shape);
-    let z = z * gamma.reshape([1, channels, 1, 1]) + beta.reshape([1, channels, 1, 1]);
+    let spread = |values: Tensor<2>| values.unsqueeze_dims::<4>(&[2, 3]);
+    let z = z * spread(gamma) + spread(beta);
     match options.activation {
         Activation::Identity => z,
         Activation::Silu => z.clone() * activation::sigmoid(z),
     }
 }
 
-fn run(shape: [usize; 4], options: GroupNormOptions, fused: bool) -> [TensorData; 4] {
+/// Output and all gradients, with scale and shift of `images`, one or all of the batch.
+fn run(
+    shape: [usize; 4],
+    images: usize,
+    options: GroupNormOptions,
+    fused: bool,
+) -> [TensorData; 4] {
     let device = Device::flex().autodiff();
     // Far from mean zero, where a careless variance loses its digits.
     let x = (tensor(shape, 1, &device) * 3.0 + 10.0).require_grad();
-    let gamma = tensor([shape[1]], 2, &device).require_grad();
-    let beta = tensor([shape[1]], 3, &device).require_grad();
+    let gamma = tensor([images, shape[1]], 2, &device).require_grad();
+    let beta = tensor([images, shape[1]], 3, &device).require_grad();
     let norm = if fused { group_norm } else { plain };
     let out = norm(x.clone(), gamma.clone(), beta.clone(), options);
     let grads = (out.clone() * tensor(shape, 4, &device)).sum().backward();
@@ -59,19 +66,20 @@ fn agrees_with_the_definition() {
                 epsilon: 1e-5,
                 activation,
             };
-            for (fused, plain) in run(shape, options, true)
-                .iter()
-                .zip(run(shape, options, false))
-            {
-                assert_eq!(fused.shape(), plain.shape(), "{shape:?} {options:?}");
-                fused.assert_approx_eq::<f32>(&plain, Tolerance::rel_abs(2e-4, 2e-4));
+            for images in [1, shape[0]] {
+                let fused = run(shape, images, options, true);
+                let plain = run(shape, images, options, false);
+                for (fused, plain) in fused.iter().zip(plain) {
+                    assert_eq!(fused.shape(), plain.shape(), "{shape:?} {options:?}");
+                    fused.assert_approx_eq::<f32>(&plain, Tolerance::rel_abs(2e-4, 2e-4));
+                }
             }
         }
     }
 }
 
 #[test]
-fn takes_views_and_other_types() {
+fn takes_views_that_are_not_contiguous() {
     let options = GroupNormOptions {
         groups: 2,
         epsilon: 1e-5,
@@ -79,8 +87,8 @@ fn takes_views_and_other_types() {
     };
     let device = Device::flex();
     let x = tensor([2, 5, 3, 4], 1, &device).swap_dims(1, 3);
-    let gamma = tensor([8], 2, &device).narrow(0, 4, 4);
-    let beta = tensor([8], 3, &device).narrow(0, 4, 4);
+    let gamma = tensor([1, 8], 2, &device).narrow(1, 4, 4);
+    let beta = tensor([2, 8], 3, &device).narrow(1, 4, 4);
     let fused = group_norm(x.clone(), gamma.clone(), beta.clone(), options);
     let expected = plain(x, gamma, beta, options).into_data();
     fused
@@ -100,7 +108,7 @@ fn does_not_depend_on_the_number_of_threads() {
             .num_threads(threads)
             .build()
             .expect("threads");
-        pool.install(|| run([7, 8, 9, 9], options, true))
+        pool.install(|| run([7, 8, 9, 9], 1, options, true))
     };
     assert_eq!(on(1), on(3));
 }
@@ -116,8 +124,8 @@ fn names_groups_that_do_not_fit() {
     };
     group_norm(
         tensor([1, 6, 2, 2], 1, &device),
-        tensor([6], 2, &device),
-        tensor([6], 3, &device),
+        tensor([1, 6], 2, &device),
+        tensor([1, 6], 3, &device),
         options,
     );
 }
