@@ -1,1 +1,24 @@
-//! Maquette: eval.
+//! How good samples and models are: metrics as pure functions on points, pixels, ids and
+//! log-probabilities.
+//!
+//! A metric never loads a model or reads a file; what it needs is passed in, randomness included.
+//! Each says in its documentation what it is, in which unit, and where its definition comes from;
+//! [`Signature`] writes down the settings a figure depends on, so that figures measured
+//! differently are never compared.
+
+pub mod bootstrap;
+pub mod classification;
+pub mod divergence;
+pub mod diversity;
+mod error;
+mod estimate;
+pub mod likelihood;
+pub mod modes;
+pub mod neighbours;
+mod signature;
+pub mod text;
+pub mod two_sample;
+
+pub use error::EvalError;
+pub use estimate::Estimate;
+pub use signature::Signature;

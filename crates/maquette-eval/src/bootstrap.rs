@@ -1,0 +1,167 @@
+//! How sure a figure is.
+
+use crate::EvalError;
+use crate::error::{at_least, within};
+use maquette_rng::Rng;
+use maquette_rng::rand_distr::{Distribution, Uniform};
+use serde::Serialize;
+
+/// A figure and the interval it lies in with probability `level`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Interval {
+    /// The figure on the whole sample.
+    pub value: f64,
+    /// The lower end.
+    pub low: f64,
+    /// The upper end.
+    pub high: f64,
+    /// The probability, for example 0.95.
+    pub level: f64,
+}
+
+/// Percentile bootstrap interval of any statistic (Efron 1979): the statistic on `resamples`
+/// samples drawn with replacement from `data`, and the middle `level` of those values.
+///
+/// # Errors
+/// No data, fewer than 100 resamples, or a level outside (0, 1).
+pub fn bootstrap<T: Copy>(
+    data: &[T],
+    statistic: impl Fn(&[T]) -> f64,
+    resamples: usize,
+    level: f64,
+    rng: &mut Rng,
+) -> Result<Interval, EvalError> {
+    at_least("observations", 1, data.len())?;
+    at_least("resamples", 100, resamples)?;
+    within(
+        "the level",
+        level,
+        level > 0.0 && level < 1.0,
+        "between 0 and 1",
+    )?;
+    let index = Uniform::new(0, data.len()).expect("there is at least one observation");
+    let mut sample = data.to_vec();
+    let mut values: Vec<f64> = (0..resamples)
+        .map(|_| {
+            sample.fill_with(|| data[index.sample(rng)]);
+            statistic(&sample)
+        })
+        .collect();
+    values.sort_unstable_by(f64::total_cmp);
+    let tail = (1.0 - level) / 2.0;
+    Ok(Interval {
+        value: statistic(data),
+        low: quantile(&values, tail),
+        high: quantile(&values, 1.0 - tail),
+        level,
+    })
+}
+
+/// Wilson's score interval for a rate of `successes` in `n` trials (Wilson 1927): sound for rates
+/// near 0 and 1, where the usual plus-minus leaves the range. `z` is the normal quantile, 1.96
+/// for 95 %.
+///
+/// # Errors
+/// No trials, more successes than trials, or a `z` that is not positive.
+pub fn wilson(successes: usize, n: usize, z: f64) -> Result<(f64, f64), EvalError> {
+    at_least("trials", 1, n)?;
+    within(
+        "successes",
+        successes as f64,
+        successes <= n,
+        "at most the trials",
+    )?;
+    within("z", z, z > 0.0, "more than 0")?;
+    let (n, p) = (n as f64, successes as f64 / n as f64);
+    let scale = 1.0 + z * z / n;
+    let centre = (p + z * z / (2.0 * n)) / scale;
+    let half = z / scale * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
+    Ok(((centre - half).max(0.0), (centre + half).min(1.0)))
+}
+
+/// The quantile of ascending values, linear between neighbours (type 7 of Hyndman & Fan 1996).
+fn quantile(sorted: &[f64], q: f64) -> f64 {
+    let at = q * (sorted.len() - 1) as f64;
+    let below = at.floor() as usize;
+    let above = at.ceil() as usize;
+    sorted[below] + (at - below as f64) * (sorted[above] - sorted[below])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use maquette_rng::{Stream, normal, rng};
+
+    fn mean(x: &[f64]) -> f64 {
+        x.iter().sum::<f64>() / x.len() as f64
+    }
+
+    #[test]
+    fn quantiles_by_hand() {
+        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.5), 2.0);
+        assert_eq!(quantile(&[1.0, 2.0, 4.0], 0.75), 3.0);
+        assert_eq!(quantile(&[1.0, 2.0, 4.0], 1.0), 4.0);
+    }
+
+    #[test]
+    fn the_interval_of_a_mean_is_the_known_one() {
+        let x: Vec<f64> = normal(&mut rng(1, Stream::Evaluate, 0), 400)
+            .into_iter()
+            .map(f64::from)
+            .collect();
+        let rng = &mut rng(2, Stream::Evaluate, 0);
+        let got = bootstrap(&x, mean, 4000, 0.95, rng).unwrap();
+        // Plus-minus 1.96 / sqrt(400) = 0.098 around the mean.
+        assert!((got.high - got.value - 0.098).abs() < 0.012, "{got:?}");
+        assert!((got.value - got.low - 0.098).abs() < 0.012, "{got:?}");
+    }
+
+    #[test]
+    fn it_covers_as_often_as_it_says() {
+        // 300 experiments with 90 % intervals: 270 expected, standard deviation 5; a bootstrap
+        // on 40 values is a little narrow.
+        let covered = (0..300)
+            .filter(|&i| {
+                let x: Vec<f64> = normal(&mut rng(3, Stream::Evaluate, i), 40)
+                    .into_iter()
+                    .map(f64::from)
+                    .collect();
+                let rng = &mut rng(4, Stream::Evaluate, i);
+                let got = bootstrap(&x, mean, 400, 0.9, rng).unwrap();
+                got.low <= 0.0 && 0.0 <= got.high
+            })
+            .count();
+        assert!((245..=290).contains(&covered), "{covered} of 300");
+    }
+
+    #[test]
+    fn same_seed_same_interval() {
+        let run = || {
+            let rng = &mut rng(5, Stream::Evaluate, 0);
+            bootstrap(&[1.0, 2.0, 3.0, 10.0], mean, 200, 0.9, rng).unwrap()
+        };
+        assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn wilson_by_hand() {
+        // 8 of 10 with z = 1.96: 0.4902 to 0.9433 (Newcombe 1998 gives these for the method).
+        let (low, high) = wilson(8, 10, 1.959964).unwrap();
+        assert!(
+            (low - 0.4902).abs() < 1e-4 && (high - 0.9433).abs() < 1e-4,
+            "{low} {high}"
+        );
+        let (low, high) = wilson(0, 10, 1.96).unwrap();
+        assert!(low == 0.0 && high > 0.2);
+        assert!(wilson(3, 2, 1.96).is_err());
+        assert!(wilson(0, 0, 1.96).is_err());
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        let rng = &mut rng(5, Stream::Evaluate, 0);
+        assert!(bootstrap(&[], mean, 200, 0.9, rng).is_err());
+        assert!(bootstrap(&[1.0], mean, 10, 0.9, rng).is_err());
+        assert!(bootstrap(&[1.0], mean, 200, 1.0, rng).is_err());
+    }
+}
