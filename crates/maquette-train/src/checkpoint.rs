@@ -37,8 +37,8 @@ pub struct LoopState {
     pub best: Option<(u64, Exact)>,
     /// Validations since then.
     pub bad_validations: u64,
-    /// The smoothed training loss, and its lowest value.
-    pub smoothed: Option<(Exact, Exact)>,
+    /// The course of the training loss.
+    pub course: Option<Course>,
     /// The validation metrics of the weights that would be returned now.
     pub validation: Metrics,
     /// Where a stateful data stream stands after the last batch used.
@@ -47,6 +47,50 @@ pub struct LoopState {
     pub recipe: String,
     /// The SHA-256 of the data.
     pub data_sha256: String,
+}
+
+/// What divergence is judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Course {
+    /// The loss of the first step.
+    pub first: Exact,
+    /// The smoothed loss.
+    pub smoothed: Exact,
+    /// The lowest smoothed loss.
+    pub lowest: Exact,
+}
+
+impl Course {
+    /// The course after one more `loss`.
+    pub fn after(course: Option<Self>, loss: f64) -> Self {
+        let Some(Self {
+            first,
+            smoothed,
+            lowest,
+        }) = course
+        else {
+            let loss = Exact(loss);
+            return Self {
+                first: loss,
+                smoothed: loss,
+                lowest: loss,
+            };
+        };
+        let smoothed = 0.9 * smoothed.0 + 0.1 * loss;
+        Self {
+            first,
+            smoothed: Exact(smoothed),
+            lowest: Exact(lowest.0.min(smoothed)),
+        }
+    }
+
+    /// Whether the loss has run away: more than `factor` times its lowest value and worse than at
+    /// the start. A loss near zero may well multiply between two batches without either. Losses
+    /// that can be negative (a Gaussian likelihood) are not judged.
+    pub fn diverged(&self, factor: f64) -> bool {
+        let (first, smoothed, lowest) = (self.first.0, self.smoothed.0, self.lowest.0);
+        lowest > 0.0 && smoothed > factor * lowest && smoothed > first
+    }
 }
 
 /// A number that survives JSON to the last bit: written as text, which Rust reads back exactly.
@@ -310,4 +354,36 @@ pub fn list(root: &Path) -> Result<Vec<PathBuf>, TrainError> {
     }
     found.sort();
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn course(losses: &[f64]) -> Course {
+        losses
+            .iter()
+            .fold(None, |course, loss| Some(Course::after(course, *loss)))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_runaway_loss_is_told_from_a_noisy_one() {
+        assert!(!course(&[2.3, 0.001, 0.001]).diverged(10.0));
+        let learnt = [2.3].into_iter().chain([0.0; 200]).collect::<Vec<_>>();
+        assert!(!course(&[&learnt[..], &[0.5]].concat()).diverged(10.0));
+        assert!(course(&[&learnt[..], &[500.0]].concat()).diverged(10.0));
+        assert!(course(&[4.0, 4.0, 1e3]).diverged(10.0));
+        assert!(!course(&[-1.0, -5.0, -0.1]).diverged(10.0));
+    }
+
+    #[test]
+    fn numbers_survive_json_to_the_last_bit() {
+        for value in [0.1 + 0.2, f64::MIN_POSITIVE, 1.0 / 3.0, -1e300] {
+            let text = serde_json::to_string(&Exact(value)).unwrap();
+            let back: Exact = serde_json::from_str(&text).unwrap();
+            assert_eq!(back.0.to_bits(), value.to_bits());
+        }
+        assert!(serde_json::from_str::<Exact>("\"much\"").is_err());
+    }
 }

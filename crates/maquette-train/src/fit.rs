@@ -10,7 +10,7 @@ use burn::tensor::{Device, Tensor};
 use maquette_models::nn::ema::Ema;
 use maquette_rng::{Stream, seed_for};
 
-use crate::checkpoint::{self, Exact, LoopState, Snapshot};
+use crate::checkpoint::{self, Course, Exact, LoopState, Snapshot};
 use crate::penalty::Penalty;
 use crate::spec::{LoopSpec, OptimizerSpec, ScheduleSpec};
 use crate::{BoxError, Metrics, Phase, Run, TrainError, clip, optimizer, schedule};
@@ -396,15 +396,10 @@ impl<M: Module> Position<M> {
         if !norm.is_finite() {
             return Err(self.diverged(format!("the gradient's norm is {norm}"), run));
         }
-        let (smoothed, lowest) = match self.state.smoothed {
-            Some((Exact(old), Exact(lowest))) => {
-                let new = 0.9 * old + 0.1 * loss;
-                (new, lowest.min(new))
-            }
-            None => (loss, loss),
-        };
-        self.state.smoothed = Some((Exact(smoothed), Exact(lowest)));
-        if lowest > 0.0 && smoothed > train.divergence * lowest {
+        let course = Course::after(self.state.course, loss);
+        self.state.course = Some(course);
+        if course.diverged(train.divergence) {
+            let (Exact(smoothed), Exact(lowest)) = (course.smoothed, course.lowest);
             let cause = format!(
                 "the loss rose to {smoothed:.4}, more than {} times its lowest value {lowest:.4}",
                 train.divergence

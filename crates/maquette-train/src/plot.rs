@@ -24,6 +24,10 @@ const INK: RGBColor = RGBColor(1, 2, 3);
 const INK_HEX: &str = "#010203";
 const FONT: &str = "system-ui, sans-serif";
 const MARGIN: u32 = 12;
+const X_LABELS: u32 = 42;
+const Y_LABELS: u32 = 64;
+/// Height of a title line.
+const CAPTION: u32 = 24;
 
 /// Points that belong together.
 #[derive(Debug, Clone, PartialEq)]
@@ -99,7 +103,7 @@ pub fn lines(frame: &Frame, series: &[Series]) -> String {
     draw(frame, |canvas| curves(canvas, frame, series, Mark::Line))
 }
 
-/// The points of each series, with equal scales on both axes.
+/// The points of each series, with equal scales on both axes (both linear).
 pub fn scatter(frame: &Frame, series: &[Series]) -> String {
     draw(frame, |canvas| curves(canvas, frame, series, Mark::Dot))
 }
@@ -137,7 +141,18 @@ pub fn bars(frame: &Frame, labels: &[String], series: &[(String, Vec<f64>)]) -> 
                 });
             legend(chart.draw_series(bars)?, name, colour);
         }
-        show_legend(&mut chart, series.iter().map(|(name, _)| name.as_str()))
+        let tops = series
+            .iter()
+            .flat_map(|(_, values)| values.iter().enumerate());
+        let tops: Vec<_> = tops
+            .filter(|(_, value)| value.is_finite())
+            .map(|(i, value)| chart.backend_coord(&(i as f64, *value)))
+            .collect();
+        show_legend(
+            &mut chart,
+            series.iter().map(|(name, _)| name.as_str()),
+            &tops,
+        )
     })
 }
 
@@ -212,19 +227,37 @@ enum Mark {
 fn curves(canvas: &Canvas<'_>, frame: &Frame, series: &[Series], mark: Mark) -> Drawn {
     let positive = |point: &(f64, f64)| !frame.log_y || point.1 > 0.0;
     let points = || series.iter().flat_map(Series::finite).filter(positive);
-    let (left, right) = match mark {
-        Mark::Line => span(points().map(|point| point.0)),
-        Mark::Dot => padded(points().map(|point| point.0)),
-    };
+    let across = span(points().map(|point| point.0));
     if frame.log_y {
         let (low, high) = span(points().map(|point| point.1));
         let range = (low / 1.2..high * 1.2).log_scale();
-        let chart = builder(canvas, frame).build_cartesian_2d(left..right, range)?;
+        let chart = builder(canvas, frame).build_cartesian_2d(across.0..across.1, range)?;
         return marks(chart, frame, series, mark);
     }
-    let (low, high) = padded(points().map(|point| point.1));
-    let chart = builder(canvas, frame).build_cartesian_2d(left..right, low..high)?;
+    let up = padded(points().map(|point| point.1));
+    let (across, up) = match mark {
+        Mark::Line => (across, up),
+        Mark::Dot => equal_scales(frame, padded(points().map(|point| point.0)), up),
+    };
+    let chart = builder(canvas, frame).build_cartesian_2d(across.0..across.1, up.0..up.1)?;
     marks(chart, frame, series, mark)
+}
+
+/// Widens one of two ranges so that a unit is as long across as it is up.
+fn equal_scales(frame: &Frame, across: (f64, f64), up: (f64, f64)) -> ((f64, f64), (f64, f64)) {
+    let caption = if frame.title.is_empty() { 0 } else { CAPTION };
+    let width = frame.size.0.saturating_sub(Y_LABELS + 3 * MARGIN).max(1);
+    let height = frame
+        .size
+        .1
+        .saturating_sub(X_LABELS + 2 * MARGIN + caption)
+        .max(1);
+    let unit = ((across.1 - across.0) / f64::from(width)).max((up.1 - up.0) / f64::from(height));
+    let widen = |(low, high): (f64, f64), pixels: u32| {
+        let (centre, half) = ((low + high) / 2.0, unit * f64::from(pixels) / 2.0);
+        (centre - half, centre + half)
+    };
+    (widen(across, width), widen(up, height))
 }
 
 type Chart<'a, 'b, Y> =
@@ -250,7 +283,16 @@ where
         };
         legend(drawn, &one.name, colour);
     }
-    show_legend(&mut chart, series.iter().map(|one| one.name.as_str()))
+    let points = series.iter().flat_map(Series::finite);
+    let points: Vec<_> = points
+        .filter(|point| !frame.log_y || point.1 > 0.0)
+        .map(|point| chart.backend_coord(&point))
+        .collect();
+    show_legend(
+        &mut chart,
+        series.iter().map(|one| one.name.as_str()),
+        &points,
+    )
 }
 
 fn builder<'a, 'b>(canvas: &'a Canvas<'b>, frame: &Frame) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
@@ -258,8 +300,8 @@ fn builder<'a, 'b>(canvas: &'a Canvas<'b>, frame: &Frame) -> ChartBuilder<'a, 'b
     builder
         .margin(MARGIN)
         .margin_right(2 * MARGIN)
-        .x_label_area_size(42)
-        .y_label_area_size(64);
+        .x_label_area_size(X_LABELS)
+        .y_label_area_size(Y_LABELS);
     if !frame.title.is_empty() {
         builder.caption(&frame.title, (FONT, 16, &INK));
     }
@@ -307,19 +349,58 @@ fn legend<'b>(
 fn show_legend<'a, 'b: 'a, 'n, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
     mut names: impl Iterator<Item = &'n str>,
+    drawn: &[(i32, i32)],
 ) -> Drawn
 where
     X: Ranged,
     Y: Ranged,
 {
     if names.any(|name| !name.is_empty()) {
+        let corner = emptiest_corner(chart.plotting_area().get_pixel_range(), drawn);
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperRight)
+            .position(corner)
             .label_font(ink(12))
             .draw()?;
     }
     Ok(())
+}
+
+/// The corner with the fewest of the `drawn` pixels, so that the legend hides as little as it can.
+fn emptiest_corner(
+    (across, down): (std::ops::Range<i32>, std::ops::Range<i32>),
+    drawn: &[(i32, i32)],
+) -> SeriesLabelPosition {
+    let right = across.end - (across.end - across.start) / 3;
+    let left = across.start + (across.end - across.start) / 3;
+    let top = down.start + (down.end - down.start) / 3;
+    let bottom = down.end - (down.end - down.start) / 3;
+    let count =
+        |inside: &dyn Fn(i32, i32) -> bool| drawn.iter().filter(|(x, y)| inside(*x, *y)).count();
+    let corners = [
+        (
+            count(&|x, y| x > right && y < top),
+            SeriesLabelPosition::UpperRight,
+        ),
+        (
+            count(&|x, y| x > right && y > bottom),
+            SeriesLabelPosition::LowerRight,
+        ),
+        (
+            count(&|x, y| x < left && y < top),
+            SeriesLabelPosition::UpperLeft,
+        ),
+        (
+            count(&|x, y| x < left && y > bottom),
+            SeriesLabelPosition::LowerLeft,
+        ),
+    ];
+    let [first, ..] = corners.clone();
+    corners
+        .into_iter()
+        .min_by_key(|(count, _)| *count)
+        .unwrap_or(first)
+        .1
 }
 
 fn ink(size: i32) -> TextStyle<'static> {

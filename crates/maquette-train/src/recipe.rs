@@ -235,7 +235,9 @@ fn span_of(text: &str, path: &str) -> Option<Range<usize>> {
     let mut span = None;
     let mut at = root.get_ref();
     for key in path.split('.') {
-        let (name, value) = at.iter().find(|(name, _)| name.get_ref() == key)?;
+        let Some((name, value)) = at.iter().find(|(name, _)| name.get_ref() == key) else {
+            break;
+        };
         span = match value.get_ref() {
             DeValue::Table(_) => Some(name.span()),
             _ => Some(value.span()),
@@ -490,5 +492,17 @@ mod tests {
     fn edit_distance() {
         assert_eq!(edits("kitten", "sitting"), 3);
         assert_eq!(nearest("lernrate", &["steps", "batch"]), None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_and_no_override_panics(text in ".{0,200}", key in ".{0,20}", value in ".{0,20}") {
+            let pairs = [(key, value)];
+            let _ = parse::<Recipe>("t", &text, &pairs);
+            if let Err(error) = parse::<Recipe>("t", TEXT, &pairs) {
+                let _ = error.to_string();
+            }
+            let _ = Source::new("t", &text, &pairs).at("train.steps", String::new(), None).position();
+        }
     }
 }

@@ -295,7 +295,8 @@ pub struct LoopSpec {
     /// Stop after this many validations without a new lowest loss, and return the best weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub patience: Option<u64>,
-    /// Stop as diverged when the smoothed loss exceeds this many times its lowest (positive) value.
+    /// Stop as diverged when the smoothed loss is above its first value and exceeds this many times
+    /// its lowest (positive) one.
     #[serde(default = "ten_times")]
     pub divergence: f64,
     /// L1 and L2 terms.

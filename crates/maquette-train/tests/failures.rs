@@ -117,6 +117,8 @@ fn what_a_kill_left_half_written_is_ignored_and_removed() {
         ..checkpointed(10)
     };
     job.run().unwrap_err();
+    let unfinished = maquette_train::report::render(&job.dir()).unwrap();
+    assert!(unfinished.contains("Not finished yet"));
     let half = job.dir().join("checkpoints/.unfinished-abc");
     fs::create_dir(&half).unwrap();
     fs::write(half.join("model.bpk"), b"half").unwrap();
