@@ -7,7 +7,9 @@ use burn::{
     tensor::{Device, Int, Tensor, activation::relu},
 };
 use maquette_nn::{
-    Conv2d, Conv2dConfig, InitScheme, init::initialise, loss::cross_entropy, norm::GroupNorm,
+    Conv2d, Conv2dConfig, InitScheme, cross_entropy,
+    init::initialise,
+    norm::{Activation, GroupNorm},
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -116,7 +118,7 @@ impl Classifier {
     /// - x: `[batch, channels, height, width]`
     /// - output: `[batch, d_features]`
     pub fn features(&self, x: Tensor<4>) -> Tensor<2> {
-        let stage = |x, stage: &Stage| relu(stage.norm.forward(stage.conv.forward(x)));
+        let stage = |x, stage: &Stage| stage.norm.forward(stage.conv.forward(x), Activation::Silu);
         let x = self.stages.iter().fold(x, stage);
         relu(self.hidden.forward(x.flatten(1, 3)))
     }

@@ -14,9 +14,9 @@ use burn::{
 use maquette_nn::{
     Attention, AttentionConfig, InitScheme, KvCache, Mlp, MlpConfig, MlpKind, Norm, NormConfig,
     NormKind, Rope,
-    attention::{AttentionContext, causal_mask},
+    attention::AttentionContext,
+    cross_entropy,
     init::{Fill, Slot, initialise},
-    loss::cross_entropy,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -334,7 +334,6 @@ impl Gpt {
     /// Features after the last norm, `[batch, seq, d_model]`.
     fn hidden(&self, tokens: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
         let [_, seq] = tokens.dims();
-        let device = tokens.device();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         assert!(
             past + seq <= self.seq_len,
@@ -346,11 +345,9 @@ impl Gpt {
             x = x + positions.weight.val().narrow(0, past, seq).unsqueeze::<3>();
         }
         x = self.dropout.forward(x);
-        // A single query sees everything, so decoding needs no mask.
-        let mask = (seq > 1).then(|| causal_mask(seq, past, &device));
         for (layer, block) in self.blocks.iter().enumerate() {
             let context = AttentionContext {
-                mask: mask.as_ref(),
+                causal: true,
                 rope: self.rope.as_ref(),
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),

@@ -5,6 +5,7 @@ use burn::{
     nn::{Dropout, DropoutConfig, Linear, LinearConfig},
     tensor::{Device, Tensor, TensorData, activation::softmax},
 };
+use maquette_kernels::{AttentionOptions, self_attention};
 
 use crate::rope::Rope;
 
@@ -58,9 +59,10 @@ pub struct Attention {
 }
 
 /// What one call of [`Attention::forward`] attends with.
+#[derive(Debug, Default)]
 pub struct AttentionContext<'a> {
-    /// Added to the scores, `[seq, past + seq]`; see [`causal_mask`]. `None` attends everywhere.
-    pub mask: Option<&'a Tensor<2>>,
+    /// Whether a position sees only itself and those before.
+    pub causal: bool,
     /// Rotary positions, if the model has them.
     pub rope: Option<&'a Rope>,
     /// Number of positions before the first of this call.
@@ -73,30 +75,63 @@ impl Attention {
     /// # Shapes
     /// - input, output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
-        let [batch, seq, d_model] = x.dims();
-        // 1. Fused projection, split into heads: [batch, heads, seq, d_head].
-        let qkv = self.qkv.forward(x);
-        let heads = |first: usize, count: usize| {
-            qkv.clone()
-                .narrow(2, first * self.d_head, count * self.d_head)
-                .reshape([batch, seq, count, self.d_head])
-                .swap_dims(1, 2)
-        };
-        let mut q = heads(0, self.n_heads);
-        let mut k = heads(self.n_heads, self.n_kv_heads);
-        let mut v = heads(self.n_heads + self.n_kv_heads, self.n_kv_heads);
-        // 2. Rotary positions, before keys are stored.
+        // 1. Fused projection; rotary positions before keys are stored.
+        let mut qkv = self.qkv.forward(x);
         if let Some(rope) = context.rope {
-            q = rope.apply(q, context.past);
-            k = rope.apply(k, context.past);
+            qkv = self.rotate(qkv, rope, context.past);
         }
-        // 3. Everything seen so far.
+        // 2. Everything seen so far.
+        let keys = self.n_heads;
+        let values = keys + self.n_kv_heads;
+        let mut seen = None;
         if let Some((cache, layer)) = context.cache {
-            (k, v) = cache.extend(layer, k, v);
+            let k = self.heads(&qkv, keys, self.n_kv_heads);
+            let v = self.heads(&qkv, values, self.n_kv_heads);
+            seen = Some(cache.extend(layer, k, v));
         }
-        let mixed = self.attend(q, k, v, context.mask);
-        self.proj
-            .forward(mixed.swap_dims(1, 2).reshape([batch, seq, d_model]))
+        // 3. Mix. The fused kernel knows neither dropout nor a past.
+        let training = qkv.device().is_autodiff() && self.dropout.training.is_enabled();
+        let drops = training && self.dropout.prob > 0.0;
+        let mixed = if drops || context.past > 0 {
+            let (k, v) = seen.unwrap_or_else(|| {
+                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
+                (part(keys), part(values))
+            });
+            let [batch, seq, _] = qkv.dims();
+            // A single query sees everything, so decoding needs no mask.
+            let mask =
+                (context.causal && seq > 1).then(|| causal_mask(seq, context.past, &qkv.device()));
+            self.attend(self.heads(&qkv, 0, self.n_heads), k, v, mask)
+                .swap_dims(1, 2)
+                .reshape([batch, seq, self.n_heads * self.d_head])
+        } else {
+            let options = AttentionOptions {
+                n_heads: self.n_heads,
+                n_kv_heads: self.n_kv_heads,
+                causal: context.causal,
+            };
+            self_attention(qkv, options)
+        };
+        self.proj.forward(mixed)
+    }
+
+    /// `count` heads of a fused projection from the `first` on, `[batch, count, seq, d_head]`.
+    fn heads(&self, qkv: &Tensor<3>, first: usize, count: usize) -> Tensor<4> {
+        let [batch, seq, _] = qkv.dims();
+        qkv.clone()
+            .narrow(2, first * self.d_head, count * self.d_head)
+            .reshape([batch, seq, count, self.d_head])
+            .swap_dims(1, 2)
+    }
+
+    /// Rotates the queries and keys of a fused projection.
+    fn rotate(&self, qkv: Tensor<3>, rope: &Rope, past: usize) -> Tensor<3> {
+        let [batch, seq, width] = qkv.dims();
+        let turning = self.n_heads + self.n_kv_heads;
+        let heads = qkv.reshape([batch, seq, turning + self.n_kv_heads, self.d_head]);
+        let turned = rope.apply(heads.clone().narrow(2, 0, turning), past);
+        let values = heads.narrow(2, turning, self.n_kv_heads);
+        Tensor::cat(vec![turned, values], 2).reshape([batch, seq, width])
     }
 
     /// `softmax(q k^T / sqrt(d_head) + mask) v`.
@@ -108,7 +143,7 @@ impl Attention {
         q: Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
-        mask: Option<&Tensor<2>>,
+        mask: Option<Tensor<2>>,
     ) -> Tensor<4> {
         let [batch, _, seq, _] = q.dims();
         let [_, _, seen, _] = k.dims();
@@ -120,7 +155,7 @@ impl Attention {
                 .matmul(k.swap_dims(2, 3))
                 .reshape([batch, self.n_heads, seq, seen]);
         let scores = match mask {
-            Some(mask) => scores + mask.clone().unsqueeze::<4>(),
+            Some(mask) => scores + mask.unsqueeze::<4>(),
             None => scores,
         };
         let weights = self.dropout.forward(softmax(scores, 3));
@@ -136,7 +171,7 @@ impl Attention {
 ///
 /// # Shapes
 /// - output: `[seq, past + seq]`
-pub fn causal_mask(seq: usize, past: usize, device: &Device) -> Tensor<2> {
+fn causal_mask(seq: usize, past: usize, device: &Device) -> Tensor<2> {
     let seen = past + seq;
     let hidden = |query: usize, key: usize| {
         if key > past + query {
@@ -209,40 +244,40 @@ mod tests {
     }
 
     #[test]
-    fn one_key_head_equals_repeated_key_heads() {
+    fn fused_and_cached_attention_agree() {
         let device = Device::flex();
-        let config = |n_kv_heads| AttentionConfig {
-            d_model: 8,
+        let config = AttentionConfig {
+            d_model: 16,
             n_heads: 4,
-            n_kv_heads,
-            bias: false,
+            n_kv_heads: 2,
+            bias: true,
             dropout: 0.0,
         };
-        let values = |n, seed| {
-            maquette_rng::normal(
-                &mut maquette_rng::rng(seed, maquette_rng::Stream::Data, 0),
-                n,
-            )
+        let mut rng = maquette_rng::rng(0, maquette_rng::Stream::Init, 0);
+        let scheme = crate::InitScheme::He;
+        let layer =
+            crate::init::initialise(config.init(&device), &mut rng, |slot| scheme.fill(slot));
+        let values = maquette_rng::normal(&mut rng, 2 * 5 * 16);
+        let x = Tensor::<3>::from_data(TensorData::new(values, [2, 5, 16]), &device);
+        let rope = Rope::new(5, 4, 100.0, &device);
+        let context = |past| AttentionContext {
+            causal: true,
+            rope: Some(&rope),
+            past,
+            cache: None,
         };
-        let tensor = |values, shape: [usize; 4]| {
-            Tensor::<4>::from_data(TensorData::new(values, shape), &device)
+        let whole = layer.forward(x.clone(), context(0));
+        let mut cache = KvCache::new();
+        let mut part = |start, length| {
+            let cache = Some((&mut cache, 0));
+            let context = AttentionContext {
+                cache,
+                ..context(start)
+            };
+            layer.forward(x.clone().narrow(1, start, length), context)
         };
-        let q = tensor(values(2 * 4 * 3 * 2, 1), [2, 4, 3, 2]);
-        let k = tensor(values(2 * 2 * 3 * 2, 2), [2, 2, 3, 2]);
-        let v = tensor(values(2 * 2 * 3 * 2, 3), [2, 2, 3, 2]);
-        let repeat = |x: Tensor<4>| {
-            x.unsqueeze_dim::<5>(2)
-                .expand([2, 2, 2, 3, 2])
-                .reshape([2, 4, 3, 2])
-        };
-        let mask = causal_mask(3, 0, &device);
-        let grouped = config(2)
-            .init(&device)
-            .attend(q.clone(), k.clone(), v.clone(), Some(&mask));
-        let full = config(4)
-            .init(&device)
-            .attend(q, repeat(k), repeat(v), Some(&mask));
-        let difference = (grouped - full).abs().max().into_scalar::<f32>();
-        assert!(difference < 1e-6, "{difference}");
+        let parts = vec![part(0, 2), part(2, 3)];
+        let difference = (whole - Tensor::cat(parts, 1)).abs().max();
+        assert!(difference.into_scalar::<f32>() < 1e-5);
     }
 }

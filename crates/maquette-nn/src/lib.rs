@@ -1,20 +1,20 @@
 //! Layers that three or more model families share.
 //!
 //! Burn's own layers (`Linear`, `Embedding`, `Dropout`) are used where they are right. What stands
-//! here is what they lack: attention with rotary positions, grouped queries and a cache; one norm
-//! module for the three norms; a convolution that calls our kernels; initialisation from a passed
-//! generator with parameter identities that survive a restart; moving averages of parameters.
+//! here is what they lack: attention with rotary positions, grouped queries and a cache; norms and
+//! a convolution that call our kernels; initialisation from a passed generator with parameter
+//! identities that survive a restart; moving averages of parameters.
 
-pub mod activation;
 pub mod attention;
 pub mod conv;
 pub mod ema;
 pub mod init;
-pub mod loss;
 pub mod mlp;
 pub mod norm;
 pub mod rope;
 pub mod time;
+
+pub use maquette_kernels::{cross_entropy, gelu_tanh, silu};
 
 pub use attention::{Attention, AttentionConfig, KvCache};
 pub use conv::{Conv2d, Conv2dConfig};

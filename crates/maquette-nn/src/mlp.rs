@@ -3,11 +3,10 @@
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
-    tensor::{Device, Tensor, activation::silu},
+    tensor::{Device, Tensor},
 };
+use maquette_kernels::{gelu_tanh, silu};
 use serde::{Deserialize, Serialize};
-
-use crate::activation::gelu_tanh;
 
 /// What stands between the two projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

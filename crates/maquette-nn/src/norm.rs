@@ -3,9 +3,12 @@
 use burn::{
     module::{Module, Param},
     nn::Initializer,
-    tensor::{Device, Tensor, module::layer_norm},
+    tensor::{Device, Tensor},
 };
+use maquette_kernels::{GroupNormOptions, group_norm, layer_norm, rms_norm};
 use serde::{Deserialize, Serialize};
+
+pub use maquette_kernels::Activation;
 
 /// How features are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,10 +65,7 @@ impl Norm {
         let bias = self.bias.as_ref().map(|bias| bias.val());
         match self.kind {
             NormKind::LayerNorm => layer_norm(x, self.weight.val(), bias, self.eps),
-            NormKind::RmsNorm => {
-                let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-                x * (mean_square + self.eps).sqrt().recip() * self.weight.val().unsqueeze()
-            }
+            NormKind::RmsNorm => rms_norm(x, self.weight.val(), self.eps),
         }
     }
 }
@@ -96,17 +96,17 @@ impl GroupNorm {
         }
     }
 
+    /// Normalises, scales, shifts, then applies `activation`.
+    ///
     /// # Shapes
     /// - input, output: `[batch, channels, height, width]`
-    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        let x = x.reshape([batch, self.groups, channels / self.groups * height * width]);
-        let centred = x.clone() - x.mean_dim(2);
-        let variance = (centred.clone() * centred.clone()).mean_dim(2);
-        let scale = (variance + 1e-5).sqrt().recip();
-        let per_channel = |p: &Param<Tensor<1>>| p.val().reshape([1, channels, 1, 1]);
-        (centred * scale).reshape([batch, channels, height, width]) * per_channel(&self.weight)
-            + per_channel(&self.bias)
+    pub fn forward(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
+        let options = GroupNormOptions {
+            groups: self.groups,
+            epsilon: 1e-5,
+            activation,
+        };
+        group_norm(x, self.weight.val(), self.bias.val(), options)
     }
 }
 
@@ -156,7 +156,8 @@ mod tests {
     fn group_norm_by_hand() {
         // two groups of one channel, each of mean 2 / 20 and deviation 1 / 10
         let x = Tensor::<1>::from_floats([1.0, 3.0, 10.0, 30.0], &Device::flex());
-        let y = GroupNorm::new(2, 2, &Device::flex()).forward(x.reshape([1, 2, 1, 2]));
+        let y = GroupNorm::new(2, 2, &Device::flex())
+            .forward(x.reshape([1, 2, 1, 2]), Activation::Identity);
         close(
             &y.into_data().try_to_vec::<f32>().unwrap(),
             &[-1.0, 1.0, -1.0, 1.0],

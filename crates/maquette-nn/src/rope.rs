@@ -36,12 +36,15 @@ impl Rope {
     /// Rotates queries or keys that stand at positions `start..start + seq`.
     ///
     /// # Shapes
-    /// - input, output: `[batch, heads, seq, d_head]`
+    /// - input, output: `[batch, seq, heads, d_head]`
     pub fn apply(&self, x: Tensor<4>, start: usize) -> Tensor<4> {
-        let [_, _, seq, d_head] = x.dims();
+        let [_, seq, _, d_head] = x.dims();
         let half = d_head / 2;
-        let cos = self.cos.clone().narrow(0, start, seq).unsqueeze::<4>();
-        let sin = self.sin.clone().narrow(0, start, seq).unsqueeze::<4>();
+        let table = |t: &Tensor<2>| {
+            let rows = t.clone().narrow(0, start, seq);
+            rows.reshape([1, seq, 1, half])
+        };
+        let (cos, sin) = (table(&self.cos), table(&self.sin));
         let low = x.clone().narrow(3, 0, half);
         let high = x.narrow(3, half, half);
         Tensor::cat(

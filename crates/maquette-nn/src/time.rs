@@ -3,8 +3,9 @@
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
-    tensor::{Device, Tensor, TensorData, activation::silu},
+    tensor::{Device, Tensor, TensorData},
 };
+use maquette_kernels::silu;
 
 /// Sines and cosines of `t` at `d / 2` wavelengths from `2 pi` to `10,000 * 2 pi` (Vaswani et al.
 /// 2017, as used by Ho et al. 2020).

@@ -3,11 +3,12 @@
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{Device, Int, Tensor, TensorData, activation::silu},
+    tensor::{Device, Int, Tensor, TensorData},
 };
 use maquette_nn::{
     InitScheme, TimeEmbedding,
     init::{Fill, Slot, initialise},
+    silu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};

@@ -7,14 +7,15 @@
 use burn::{
     module::Module,
     nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig},
-    tensor::{Device, Int, Tensor, activation::silu},
+    tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
     Attention, AttentionConfig, Conv2d, Conv2dConfig, InitScheme, TimeEmbedding,
     attention::AttentionContext,
     conv::{depth_to_space, space_to_depth, upsample},
     init::{Fill, Slot, initialise},
-    norm::GroupNorm,
+    norm::{Activation, GroupNorm},
+    silu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -229,7 +230,9 @@ struct Block {
 impl Block {
     /// `x`: `[batch, d_in, height, width]`, `time`: `[batch, d_time]`.
     fn forward(&self, x: Tensor<4>, time: &Tensor<2>) -> Tensor<4> {
-        let h = self.conv.forward(silu(self.norm.forward(x.clone())));
+        let h = self
+            .conv
+            .forward(self.norm.forward(x.clone(), Activation::Silu));
         let [batch, channels, ..] = h.dims();
         let film = self
             .time
@@ -237,7 +240,7 @@ impl Block {
             .reshape([batch, 2 * channels, 1, 1]);
         let scale = film.clone().narrow(1, 0, channels) + 1.0;
         let shift = film.narrow(1, channels, channels);
-        let h = silu(self.norm_out.forward(h) * scale + shift);
+        let h = silu(self.norm_out.forward(h, Activation::Identity) * scale + shift);
         let h = self.conv_out.forward(self.dropout.forward(h));
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x),
@@ -261,16 +264,12 @@ struct SpatialAttention {
 impl SpatialAttention {
     fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let [batch, channels, height, width] = x.dims();
-        let cells = self
-            .norm
-            .forward(x.clone())
-            .reshape([batch, channels, height * width]);
-        let context = AttentionContext {
-            mask: None,
-            rope: None,
-            past: 0,
-            cache: None,
-        };
+        let cells = self.norm.forward(x.clone(), Activation::Identity).reshape([
+            batch,
+            channels,
+            height * width,
+        ]);
+        let context = AttentionContext::default();
         let mixed = self.attention.forward(cells.swap_dims(1, 2), context);
         x + mixed
             .swap_dims(1, 2)
@@ -343,7 +342,7 @@ impl UNet {
                 h = conv.forward(upsample(h));
             }
         }
-        let h = self.output.forward(silu(self.norm.forward(h)));
+        let h = self.output.forward(self.norm.forward(h, Activation::Silu));
         depth_to_space(h, self.patch)
     }
 }
