@@ -25,7 +25,7 @@ pub enum Spacing {
     /// Evenly, both ends visited: a finer last step for data with sharp detail.
     Linspace,
     /// Evenly in the log signal-to-noise ratio (Lu et al. 2022, arXiv 2206.00927): most steps
-    /// where little noise is left. Fewer steps than asked where the schedule is too coarse.
+    /// where little noise is left.
     LogSnr,
 }
 
@@ -118,19 +118,22 @@ fn log_snr(alpha_bar: &[f64], steps: usize) -> Vec<usize> {
         .collect();
     let last = lambda.len() - 1;
     let step = (lambda[0] - lambda[last]) / (steps.max(2) - 1) as f64;
-    let mut t: Vec<usize> = (0..steps)
+    let mut ceiling = last;
+    (0..steps)
         .map(|i| {
             let wanted = lambda[last] + i as f64 * step;
             // Lambda falls with t: the first entry at or below the wanted one, or its neighbour.
             let at = lambda.partition_point(|l| *l > wanted).min(last);
-            match at.checked_sub(1) {
+            let nearest = match at.checked_sub(1) {
                 Some(before) if lambda[before] - wanted < wanted - lambda[at] => before,
                 _ => at,
-            }
+            };
+            // Below the step before, and leaving room for those to come.
+            let t = nearest.clamp(steps - 1 - i, ceiling);
+            ceiling = t.saturating_sub(1);
+            t
         })
-        .collect();
-    t.dedup();
-    t
+        .collect()
 }
 
 /// What a sampler reports after each step.

@@ -44,6 +44,9 @@ pub enum GenerateError {
         /// The model's vocabulary size.
         vocab_size: usize,
     },
+    /// The device did not hand its numbers over.
+    #[error("cannot read the model's output back from its device: {0}")]
+    Device(String),
     /// The tokenizer failed.
     #[error("cannot turn the generated tokens into text: {0}")]
     Decode(String),

@@ -124,7 +124,7 @@ pub fn pictures(images: Tensor<4>, low: f32, high: f32) -> Result<Vec<Picture>, 
     let values: Vec<f32> = images
         .permute([0, 2, 3, 1])
         .try_into_vec_as::<f32>()
-        .map_err(|e| GenerateError::Picture(format!("cannot read the images back: {e:?}")))?;
+        .map_err(|e| GenerateError::Device(format!("{e:?}")))?;
     let byte = |v: &f32| (255.0 * (v - low) / (high - low)).round().clamp(0.0, 255.0) as u8;
     values
         .chunks_exact((channels * height * width).max(1))

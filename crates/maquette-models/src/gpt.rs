@@ -298,6 +298,11 @@ impl Gpt {
         self.seq_len
     }
 
+    /// Number of tokens in the vocabulary.
+    pub fn vocab_size(&self) -> usize {
+        self.tokens.weight.val().dims()[0]
+    }
+
     /// Logits of the next token at every position.
     ///
     /// # Shapes

@@ -23,13 +23,20 @@ fn cosine() -> Vec<f64> {
         .collect()
 }
 
+/// Evenly spaced in the log signal-to-noise ratio from e^-4 to e^6, so that any even choice of
+/// steps is smooth and orders of convergence show.
+fn smooth() -> Vec<f64> {
+    (0..=960)
+        .map(|t| 1.0 / (1.0 + (-2.0 * (6.0 - f64::from(t) / 96.0)).exp()))
+        .collect()
+}
+
 fn grid(steps: usize) -> TimeGrid {
     TimeGrid::new(&cosine(), steps, Spacing::LogSnr).unwrap()
 }
 
 /// E[x0 | x_t] for data N(MEAN, STD^2): the Gaussian posterior mean.
-fn gaussian(alpha_bar: &[f64]) -> impl Fn(Tensor<2>, usize) -> Tensor<2> {
-    let alpha_bar = alpha_bar.to_vec();
+fn gaussian(alpha_bar: Vec<f64>) -> impl Fn(Tensor<2>, usize) -> Tensor<2> {
     move |x, t| {
         let a = alpha_bar[t];
         let gain = STD * STD * a.sqrt() / (a * STD * STD + 1.0 - a);
@@ -64,19 +71,13 @@ fn moments(x: &[f64]) -> (f64, f64) {
 /// The largest error of a deterministic sampler against the exact flow.
 fn flow_error(sampler: Sampler, steps: usize) -> f64 {
     let (x, mut rngs) = start(64, 1);
-    let grid = grid(steps);
+    let grid = TimeGrid::new(&smooth(), steps, Spacing::Linspace).unwrap();
     let wanted: Vec<f64> = values(x.clone())
         .into_iter()
         .map(|x| exact(x, grid.alpha_bar[0]))
         .collect();
-    let got = values(sample(
-        sampler,
-        gaussian(&cosine()),
-        x,
-        &grid,
-        &mut rngs,
-        |_| {},
-    ));
+    let denoise = gaussian(smooth());
+    let got = values(sample(sampler, denoise, x, &grid, &mut rngs, |_| {}));
     got.iter()
         .zip(&wanted)
         .map(|(g, w)| (g - w).abs())
@@ -88,9 +89,9 @@ const DDIM: Sampler = Sampler::Ddim { eta: 0.0 };
 #[test]
 fn deterministic_samplers_follow_the_exact_flow() {
     for (sampler, steps, tolerance) in [
-        (DDIM, 200, 0.01),
-        (Sampler::Heun, 30, 0.01),
-        (Sampler::DpmSolverPp, 40, 0.01),
+        (DDIM, 241, 0.01),
+        (Sampler::Heun, 65, 0.004),
+        (Sampler::DpmSolverPp, 33, 0.006),
     ] {
         let error = flow_error(sampler, steps);
         assert!(error < tolerance, "{sampler:?} with {steps} steps: {error}");
@@ -100,24 +101,25 @@ fn deterministic_samplers_follow_the_exact_flow() {
 #[test]
 fn higher_order_needs_fewer_steps() {
     // At equal network passes (Heun makes two per step).
-    let euler = flow_error(DDIM, 32);
-    let heun = flow_error(Sampler::Heun, 16);
-    let multistep = flow_error(Sampler::DpmSolverPp, 32);
+    let euler = flow_error(DDIM, 65);
+    let heun = flow_error(Sampler::Heun, 33);
+    let multistep = flow_error(Sampler::DpmSolverPp, 65);
     assert!(heun < 0.5 * euler, "Heun {heun}, DDIM {euler}");
     assert!(
-        multistep < 0.5 * euler,
+        multistep < 0.1 * euler,
         "DPM-Solver++ {multistep}, DDIM {euler}"
     );
 }
 
 #[test]
-fn the_error_shrinks_with_the_order() {
-    let ratio = |sampler| flow_error(sampler, 16) / flow_error(sampler, 32);
-    let euler = ratio(DDIM);
-    assert!((1.6..3.0).contains(&euler), "DDIM: {euler}");
-    for sampler in [Sampler::Heun, Sampler::DpmSolverPp] {
-        let second = ratio(sampler);
-        assert!(second > 2.8, "{sampler:?}: {second}");
+fn halving_the_step_divides_the_error_by_two_to_the_order() {
+    for (sampler, expected) in [
+        (DDIM, 2.0),
+        (Sampler::Heun, 4.0),
+        (Sampler::DpmSolverPp, 4.0),
+    ] {
+        let ratio = flow_error(sampler, 33) / flow_error(sampler, 65);
+        assert!((ratio / expected - 1.0).abs() < 0.2, "{sampler:?}: {ratio}");
     }
 }
 
@@ -129,7 +131,7 @@ fn stochastic_samplers_recover_mean_and_spread() {
         let grid = TimeGrid::new(&cosine(), 250, Spacing::Trailing).unwrap();
         let (mean, std) = moments(&values(sample(
             sampler,
-            gaussian(&cosine()),
+            gaussian(cosine()),
             x,
             &grid,
             &mut rngs,
@@ -147,7 +149,7 @@ fn ddpm_is_ddim_with_full_noise() {
         let (x, mut rngs) = start(16, 3);
         values(sample(
             sampler,
-            gaussian(&cosine()),
+            gaussian(cosine()),
             x,
             &grid(20),
             &mut rngs,
@@ -226,7 +228,7 @@ fn one_generator_per_sample_makes_samples_independent_of_the_batch() {
     let run = |seeds: &[u64]| {
         let mut rngs: Vec<Rng> = seeds.iter().map(|s| rng(*s, Stream::Sample, 0)).collect();
         let x = noise([seeds.len(), 3], &mut rngs, &Device::flex());
-        values(ddpm(gaussian(&cosine()), x, &grid(10), &mut rngs, |_| {}))
+        values(ddpm(gaussian(cosine()), x, &grid(10), &mut rngs, |_| {}))
     };
     let together = run(&[5, 6, 7]);
     assert_eq!(together[3..6], run(&[6])[..]);
@@ -242,7 +244,7 @@ fn every_step_is_reported() {
         let grid = TimeGrid::new(&cosine(), 4, Spacing::Trailing).unwrap();
         let end = sample(
             sampler,
-            gaussian(&cosine()),
+            gaussian(cosine()),
             x.clone(),
             &grid,
             &mut rngs,
@@ -263,7 +265,7 @@ fn time_grids_by_hand() {
     assert_eq!(of(5, Spacing::Trailing), [9, 7, 5, 3, 1]);
     assert_eq!(of(4, Spacing::Linspace), [9, 6, 3, 0]);
     assert_eq!(of(2, Spacing::LogSnr), [9, 0]);
-    for spacing in [Spacing::Trailing, Spacing::Linspace] {
+    for spacing in [Spacing::Trailing, Spacing::Linspace, Spacing::LogSnr] {
         assert_eq!(of(10, spacing), [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]);
         assert_eq!(of(1, spacing), [9]);
         for steps in 1..=1000 {
@@ -275,9 +277,6 @@ fn time_grids_by_hand() {
             );
         }
     }
-    let t = grid(50).t;
-    assert_eq!((t[0], t[t.len() - 1]), (999, 0));
-    assert!(t.windows(2).all(|w| w[0] > w[1]) && t.len() > 40, "{t:?}");
 }
 
 #[test]

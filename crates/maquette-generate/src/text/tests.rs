@@ -1,0 +1,271 @@
+use super::*;
+use burn::tensor::Device;
+use maquette_models::gpt::{GptConfig, Positions};
+use maquette_models::nn::InitScheme;
+use maquette_rng::{Stream, rng};
+use proptest::prelude::*;
+
+/// A model over bytes that always continues with the next byte of `script`, and records what
+/// it was fed.
+fn scripted<'a>(
+    script: &'a [u8],
+    seq_len: usize,
+    feeds: &'a mut Vec<(bool, usize)>,
+) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError> + 'a> {
+    let mut next = script.iter().cycle();
+    TokenModel {
+        forward: move |feed: Feed<'_>| {
+            feeds.push(match feed {
+                Feed::Restart(ids) => (true, ids.len()),
+                Feed::Append(_) => (false, 1),
+            });
+            let mut logits = vec![f32::NEG_INFINITY; 256];
+            logits[usize::from(*next.next().unwrap())] = 0.0;
+            Ok(logits)
+        },
+        seq_len,
+        vocab_size: 256,
+    }
+}
+
+fn bytes(ids: &[u32]) -> Result<String, String> {
+    let bytes: Vec<u8> = ids.iter().map(|&id| id as u8).collect();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn run(script: &str, options: &GenerateOptions) -> (Generated, Vec<String>) {
+    let mut pieces = Vec::new();
+    let mut feeds = Vec::new();
+    let generated = generate(
+        &mut scripted(script.as_bytes(), 1000, &mut feeds),
+        &[1],
+        options,
+        bytes,
+        &mut rng(0, Stream::Sample, 0),
+        |piece| {
+            pieces.push(piece.to_owned());
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    (generated, pieces)
+}
+
+fn options(max_tokens: usize, stop: &[&str]) -> GenerateOptions {
+    GenerateOptions {
+        max_tokens,
+        stop: stop.iter().map(|s| (*s).to_owned()).collect(),
+        ..GenerateOptions::default()
+    }
+}
+
+#[test]
+fn characters_are_never_split() {
+    let text = "aé日🙂z";
+    let (generated, pieces) = run(text, &options(text.len(), &[]));
+    assert_eq!(generated.text, text);
+    assert_eq!(generated.ids.len(), 11);
+    assert_eq!(pieces, ["a", "é", "日", "🙂", "z"]);
+    assert_eq!(generated.stop, StopReason::MaxTokens);
+}
+
+#[test]
+fn a_character_cut_off_by_the_limit_is_marked() {
+    let (generated, pieces) = run("a日", &options(3, &[]));
+    assert_eq!(generated.text, "a\u{fffd}");
+    assert_eq!(pieces.concat(), generated.text);
+}
+
+#[test]
+fn a_character_begun_in_the_prompt_is_completed() {
+    let mut feeds = Vec::new();
+    let e = "é".as_bytes();
+    let generated = generate(
+        &mut scripted(&[e[1], b'!'], 10, &mut feeds),
+        &[u32::from(b'x'), u32::from(e[0])],
+        &options(2, &[]),
+        bytes,
+        &mut rng(0, Stream::Sample, 0),
+        |_| ControlFlow::Continue(()),
+    );
+    assert_eq!(generated.unwrap().text, "é!");
+}
+
+#[test]
+fn stop_strings_are_held_back_and_cut() {
+    let (generated, pieces) = run("one\nUse\nUser: x", &options(100, &["\nUser:", "never"]));
+    assert_eq!(generated.text, "one\nUse");
+    assert_eq!(pieces.concat(), "one\nUse");
+    assert_eq!(generated.stop, StopReason::StopString);
+    assert_eq!(generated.ids.len(), 13);
+    // Text that looked like the beginning of a stop string is given out in the end.
+    let (generated, pieces) = run("ab\nUs", &options(5, &["\nUser:"]));
+    assert_eq!(generated.text, "ab\nUs");
+    assert_eq!(pieces, ["a", "b", "\nUs"]);
+}
+
+#[test]
+fn the_earliest_stop_string_wins() {
+    let (generated, _) = run("abcabc", &options(6, &["c", "bc", ""]));
+    assert_eq!(generated.text, "a");
+}
+
+#[test]
+fn end_tokens_and_cancelling_stop() {
+    let ends = GenerateOptions {
+        end_tokens: vec![u32::from(b'.')],
+        ..options(100, &[])
+    };
+    let (generated, _) = run("so.", &ends);
+    assert_eq!(
+        (generated.text.as_str(), generated.stop),
+        ("so", StopReason::EndToken)
+    );
+    let mut feeds = Vec::new();
+    let generated = generate(
+        &mut scripted(b"abcdef", 10, &mut feeds),
+        &[1],
+        &options(6, &[]),
+        bytes,
+        &mut rng(0, Stream::Sample, 0),
+        |piece| match piece {
+            "b" => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        },
+    )
+    .unwrap();
+    assert_eq!(
+        (generated.text.as_str(), generated.stop),
+        ("ab", StopReason::Cancelled)
+    );
+}
+
+#[test]
+fn a_full_context_restarts_on_its_last_half() {
+    let mut feeds = Vec::new();
+    let mut model = scripted(b"x", 4, &mut feeds);
+    let prompt = [1, 2, 3, 4, 5, 6];
+    let rng = &mut rng(0, Stream::Sample, 0);
+    generate_ids(&mut model, &prompt, 6, &Decoding::greedy(), rng, |_| {
+        Ok(ControlFlow::Continue(()))
+    })
+    .unwrap();
+    drop(model);
+    let (restart, append) = (|n| (true, n), (false, 1));
+    assert_eq!(
+        feeds,
+        [restart(4), restart(2), append, append, restart(2), append]
+    );
+}
+
+#[test]
+fn bad_requests_are_named() {
+    let rng = &mut rng(0, Stream::Sample, 0);
+    let mut feeds = Vec::new();
+    let mut model = scripted(b"x", 4, &mut feeds);
+    let mut ids = |prompt: &[u32], max, decoding: &Decoding| {
+        generate_ids(&mut model, prompt, max, decoding, rng, |_| {
+            Ok(ControlFlow::Continue(()))
+        })
+    };
+    let d = Decoding::default();
+    assert!(matches!(ids(&[], 1, &d), Err(GenerateError::EmptyPrompt)));
+    assert!(ids(&[1], 0, &d).unwrap().is_empty());
+    let unknown = ids(&[300], 1, &d).unwrap_err();
+    assert!(unknown.to_string().contains("token 300"), "{unknown}");
+    let wrong = Decoding {
+        top_k: Some(0),
+        ..d
+    };
+    assert!(ids(&[1], 1, &wrong).is_err());
+}
+
+/// The same model, which reads the whole context again for every token.
+fn without_cache(
+    model: &Gpt,
+) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>> {
+    let mut context = Vec::new();
+    let forward = move |feed: Feed<'_>| {
+        match feed {
+            Feed::Restart(ids) => context = ids.to_vec(),
+            Feed::Append(id) => context.push(id),
+        }
+        (gpt(model).forward)(Feed::Restart(&context))
+    };
+    TokenModel {
+        forward,
+        seq_len: model.seq_len(),
+        vocab_size: model.vocab_size(),
+    }
+}
+
+#[test]
+fn greedy_text_with_the_cache_is_greedy_text_without() {
+    let base = GptConfig {
+        vocab_size: 13,
+        seq_len: 8,
+        d_model: 16,
+        n_layers: 2,
+        init: InitScheme::He,
+        ..GptConfig::default()
+    };
+    let llama = GptConfig {
+        positions: Positions::Rotary,
+        n_kv_heads: Some(2),
+        ..base.clone()
+    };
+    for config in [base, llama] {
+        let model = config.init(&Device::flex(), &mut rng(1, Stream::Init, 0));
+        let rng = &mut rng(1, Stream::Sample, 0);
+        let all = |_| Ok(ControlFlow::Continue(()));
+        // Far beyond the context of 8, so that it fills and restarts several times.
+        let d = Decoding::greedy();
+        let with = generate_ids(&mut gpt(&model), &[3, 1, 4], 30, &d, rng, all).unwrap();
+        let without =
+            generate_ids(&mut without_cache(&model), &[3, 1, 4], 30, &d, rng, all).unwrap();
+        assert_eq!(with, without);
+        assert_eq!(with.len(), 30);
+        assert!(with.iter().any(|id| *id != with[0]), "{with:?}");
+    }
+}
+
+#[test]
+fn the_seed_decides_the_text() {
+    let config = GptConfig {
+        vocab_size: 256,
+        ..GptConfig::default()
+    };
+    let model = config.init(&Device::flex(), &mut rng(1, Stream::Init, 0));
+    let text = |seed| {
+        let rng = &mut rng(seed, Stream::Sample, 0);
+        let options = options(20, &[]);
+        generate(&mut gpt(&model), &[7], &options, bytes, rng, |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
+    };
+    assert_eq!(text(1), text(1));
+    assert_ne!(text(1).ids, text(2).ids);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn streamed_pieces_are_the_text(text in "[a-cé日🙂]{1,20}", stop in "[a-cé]{1,3}") {
+        let (generated, pieces) = run(&text, &options(text.len(), &[&stop]));
+        let want = text.split(stop.as_str()).next().unwrap();
+        prop_assert_eq!(&generated.text, want);
+        prop_assert_eq!(pieces.concat(), generated.text);
+    }
+
+    #[test]
+    fn any_bytes_stream_to_their_lossy_text(script in prop::collection::vec(any::<u8>(), 1..40)) {
+        let mut feeds = Vec::new();
+        let generated = generate(
+            &mut scripted(&script, 1000, &mut feeds), &[1], &options(script.len(), &[]), bytes,
+            &mut rng(0, Stream::Sample, 0), |_| ControlFlow::Continue(()),
+        ).unwrap();
+        prop_assert_eq!(generated.text, String::from_utf8_lossy(&script));
+    }
+}
