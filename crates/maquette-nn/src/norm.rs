@@ -101,12 +101,40 @@ impl GroupNorm {
     /// # Shapes
     /// - input, output: `[batch, channels, height, width]`
     pub fn forward(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
-        let options = GroupNormOptions {
+        let (gain, offset) = self.affine();
+        group_norm(x, gain, offset, self.options(activation))
+    }
+
+    /// Multiplies the normalised image by `1 + scale` and adds `shift` before `activation` (FiLM,
+    /// Perez et al. 2018).
+    ///
+    /// # Shapes
+    /// - input, output: `[batch, channels, height, width]`
+    /// - scale, shift: `[batch, channels]`
+    pub fn forward_film(
+        &self,
+        x: Tensor<4>,
+        scale: Tensor<2>,
+        shift: Tensor<2>,
+        activation: Activation,
+    ) -> Tensor<4> {
+        let (gain, offset) = self.affine();
+        let scale = scale + 1.0;
+        let (gain, offset) = (gain * scale.clone(), offset * scale + shift);
+        group_norm(x, gain, offset, self.options(activation))
+    }
+
+    /// Gain and offset, `[1, channels]`.
+    fn affine(&self) -> (Tensor<2>, Tensor<2>) {
+        (self.weight.val().unsqueeze(), self.bias.val().unsqueeze())
+    }
+
+    fn options(&self, activation: Activation) -> GroupNormOptions {
+        GroupNormOptions {
             groups: self.groups,
             epsilon: 1e-5,
             activation,
-        };
-        group_norm(x, self.weight.val(), self.bias.val(), options)
+        }
     }
 }
 

@@ -142,7 +142,10 @@ impl UNetConfig {
                 self.block(d_in, d_out, d_time, attends(level), device)
             });
             let blocks = blocks.collect();
-            let resample = (level > 0).then(|| Conv2dConfig::same(d_out, d_out, 3).init(device));
+            let resample = (level > 0).then(|| {
+                now = widths[level - 1];
+                Conv2dConfig::same(d_out, now, 3).init(device)
+            });
             up.push(Level { blocks, resample });
         }
         let deepest = widths[last];
@@ -233,14 +236,13 @@ impl Block {
         let h = self
             .conv
             .forward(self.norm.forward(x.clone(), Activation::Silu));
-        let [batch, channels, ..] = h.dims();
-        let film = self
-            .time
-            .forward(time.clone())
-            .reshape([batch, 2 * channels, 1, 1]);
-        let scale = film.clone().narrow(1, 0, channels) + 1.0;
+        let [_, channels, ..] = h.dims();
+        let film = self.time.forward(time.clone());
+        let scale = film.clone().narrow(1, 0, channels);
         let shift = film.narrow(1, channels, channels);
-        let h = silu(self.norm_out.forward(h, Activation::Identity) * scale + shift);
+        let h = self
+            .norm_out
+            .forward_film(h, scale, shift, Activation::Silu);
         let h = self.conv_out.forward(self.dropout.forward(h));
         let x = match &self.shortcut {
             Some(shortcut) => shortcut.forward(x),
