@@ -22,6 +22,8 @@ use crate::simd::Isa;
 pub enum Activation {
     /// Nothing.
     Identity,
+    /// `max(z, 0)`.
+    Relu,
     /// `z * sigmoid(z)`, also called swish.
     Silu,
 }
@@ -104,6 +106,7 @@ fn composed(
     let x = x * per_channel(gamma) + per_channel(beta);
     match options.activation {
         Activation::Identity => x,
+        Activation::Relu => activation::relu(x),
         Activation::Silu => activation::silu(x),
     }
 }
@@ -264,6 +267,7 @@ fn forward(
                 let line = Line::new(moments, *gamma, *beta);
                 match geometry.options.activation {
                     Activation::Identity => apply(isa, line, x, out),
+                    Activation::Relu => apply_relu(isa, line, x, out),
                     Activation::Silu => apply_silu(isa, line, x, out),
                 }
             }
@@ -308,6 +312,16 @@ vectorized! {
 }
 
 vectorized! {
+    fn apply_relu(line: Line, x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let z = line.slope * x + line.offset;
+            // A NaN stays one.
+            *out = if z < 0.0 { 0.0 } else { z };
+        }
+    }
+}
+
+vectorized! {
     fn apply_silu(line: Line, x: &[f32], out: &mut [f32]) {
         for (out, x) in out.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
@@ -341,9 +355,11 @@ fn backward(
             for (channel, sums) in sums.iter_mut().enumerate() {
                 let range = channel * plane..(channel + 1) * plane;
                 let (grad, x) = (&mut grad[range.clone()], &x[range]);
-                if geometry.options.activation == Activation::Silu {
-                    let line = Line::new(*moments, gamma[channel], beta[channel]);
-                    silu_gradient(isa, line, x, grad);
+                let line = Line::new(*moments, gamma[channel], beta[channel]);
+                match geometry.options.activation {
+                    Activation::Identity => {}
+                    Activation::Relu => relu_gradient(isa, line, x, grad),
+                    Activation::Silu => silu_gradient(isa, line, x, grad),
                 }
                 *sums = gradient_sums(isa, *moments, x, grad);
                 means[0] += gamma[channel] * sums[0] / len as f32;
@@ -366,6 +382,15 @@ fn parameter_gradient(sums: &[[f32; 2]], which: usize, values: &[f32]) -> Vec<f3
             .for_each(|(out, sum)| *out += sum[which]);
     }
     out
+}
+
+vectorized! {
+    fn relu_gradient(line: Line, x: &[f32], grad: &mut [f32]) {
+        for (grad, x) in grad.iter_mut().zip(x) {
+            let z = line.slope * x + line.offset;
+            *grad = if z > 0.0 { *grad } else { 0.0 };
+        }
+    }
 }
 
 vectorized! {

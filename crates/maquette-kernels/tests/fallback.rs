@@ -37,7 +37,7 @@ fn images() {
         conv2d(wide(&x), wide(&weight), Some(wide(&bias)), [2, 1], [1, 1]),
     );
     let (gamma, beta) = (tensor([3, 6], 2, &device), tensor([1, 6], 3, &device));
-    for activation in [Activation::Identity, Activation::Silu] {
+    for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
         let options = GroupNormOptions {
             groups: 3,
             epsilon: 1e-5,

@@ -22,6 +22,7 @@ fn plain(x: Tensor<4>, gamma: Tensor<2>, beta: Tensor<2>, options: GroupNormOpti
     let z = z * spread(gamma) + spread(beta);
     match options.activation {
         Activation::Identity => z,
+        Activation::Relu => activation::relu(z),
         Activation::Silu => z.clone() * activation::sigmoid(z),
     }
 }
@@ -60,7 +61,7 @@ fn agrees_with_the_definition() {
         ([2, 64, 28, 28], 32),
     ];
     for (shape, groups) in cases {
-        for activation in [Activation::Identity, Activation::Silu] {
+        for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
             let options = GroupNormOptions {
                 groups,
                 epsilon: 1e-5,
