@@ -24,6 +24,9 @@ mod order;
 pub mod points;
 mod prefetch;
 pub mod stories;
+pub mod stream;
+#[cfg(test)]
+mod testing;
 
 pub mod text;
 pub mod tokenizer;

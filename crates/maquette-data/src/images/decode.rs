@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Cursor, Read};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use image::{DynamicImage, ImageReader, Limits, imageops::FilterType};
 use rayon::prelude::*;
@@ -12,16 +13,18 @@ use super::{ImageSet, MAX_SET_BYTES, Sizes, Split, idx};
 use crate::{DataError, Result};
 
 /// A single image file larger than this is refused.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_FILE_BYTES: u64 = 256 << 20;
 /// Neither side of an image may be longer.
 const MAX_SIDE: u32 = 16_384;
 
-/// One decoded image, interleaved.
+/// One decoded image and where it came from.
 pub(crate) struct Decoded {
-    pub(crate) name: String,
-    pub(crate) class: Option<String>,
+    name: String,
     image: DynamicImage,
 }
+
+/// The class of each image, and the names of the classes.
+pub(crate) type Classes = (Option<Vec<u16>>, Vec<String>);
 
 /// Whether a name looks like an image's; hidden files are not.
 pub(crate) fn is_image(path: &Path) -> bool {
@@ -32,9 +35,9 @@ pub(crate) fn is_image(path: &Path) -> bool {
 }
 
 /// Decodes one image and applies the rule about sizes; `None` when the rule drops it.
-pub(crate) fn decode_image(name: &str, bytes: &[u8], sizes: Sizes) -> Result<Option<DynamicImage>> {
+pub(crate) fn decode_image(name: String, bytes: &[u8], sizes: Sizes) -> Result<Option<Decoded>> {
     let broken = |reason: String| DataError::BrokenImage {
-        name: name.to_owned(),
+        name: name.clone(),
         reason,
     };
     let mut reader = ImageReader::new(Cursor::new(bytes))
@@ -45,16 +48,20 @@ pub(crate) fn decode_image(name: &str, bytes: &[u8], sizes: Sizes) -> Result<Opt
     limits.max_image_height = Some(MAX_SIDE);
     reader.limits(limits);
     let image = reader.decode().map_err(|e| broken(e.to_string()))?;
-    Ok(match sizes {
-        Sizes::Agree => Some(image),
+    let image = match sizes {
+        Sizes::Agree => image,
         Sizes::Only { height, width } => {
-            ((image.height() as usize, image.width() as usize) == (height, width)).then_some(image)
+            if (image.height() as usize, image.width() as usize) != (height, width) {
+                return Ok(None);
+            }
+            image
         }
         Sizes::Resize { height, width } => {
             check_size(height, width)?;
-            Some(image.resize_exact(width as u32, height as u32, FilterType::Triangle))
+            image.resize_exact(width as u32, height as u32, FilterType::Triangle)
         }
-    })
+    };
+    Ok(Some(Decoded { name, image }))
 }
 
 fn check_size(height: usize, width: usize) -> Result<()> {
@@ -100,7 +107,7 @@ pub(crate) fn folder_files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The class of an image: the first folder of its path below `root`.
-pub(crate) fn class_of(path: &Path, root: &Path) -> Option<String> {
+fn class_of(path: &Path, root: &Path) -> Option<String> {
     let mut parts = path.strip_prefix(root).ok()?.components();
     let first = parts.find_map(|c| match c {
         Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
@@ -111,19 +118,30 @@ pub(crate) fn class_of(path: &Path, root: &Path) -> Option<String> {
 
 pub(super) fn open_folder(root: &Path, sizes: Sizes) -> Result<ImageSet> {
     let files = folder_files(root)?;
-    let decoded: Vec<Option<Decoded>> = files
-        .par_iter()
-        .map(|path| {
-            let name = path.display().to_string();
-            let bytes = read_file(path)?;
-            Ok(decode_image(&name, &bytes, sizes)?.map(|image| Decoded {
-                name,
-                class: class_of(path, root),
-                image,
-            }))
-        })
-        .collect::<Result<_>>()?;
-    unify(decoded.into_iter().flatten().collect(), root)
+    let total = AtomicU64::new(0);
+    let decode = |path: &PathBuf| {
+        let decoded = decode_image(path.display().to_string(), &read_file(path)?, sizes)?;
+        let bytes = decoded
+            .as_ref()
+            .map_or(0, |d| d.image.as_bytes().len() as u64);
+        match total.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_SET_BYTES {
+            true => Err(DataError::TooLarge {
+                path: root.to_owned(),
+                limit: MAX_SET_BYTES,
+            }),
+            false => Ok(decoded.map(|d| (path.clone(), d))),
+        }
+    };
+    let decoded: Vec<_> = files.par_iter().map(decode).collect::<Result<_>>()?;
+    classified(decoded.into_iter().flatten().collect(), root, root)
+}
+
+/// Unifies images whose classes are the folders below `root`.
+fn classified(images: Vec<(PathBuf, Decoded)>, root: &Path, source: &Path) -> Result<ImageSet> {
+    let (paths, images): (Vec<PathBuf>, Vec<Decoded>) = images.into_iter().unzip();
+    let mut set = unify(&images, None, source)?;
+    (set.labels, set.class_names) = number_classes(paths.iter().map(PathBuf::as_path), root)?;
+    Ok(set)
 }
 
 /// Reads one file, never more than the limit.
@@ -175,30 +193,22 @@ pub(super) fn open_tar(path: &Path, sizes: Sizes) -> Result<ImageSet> {
             });
         }
         let name = format!("{}: {}", path.display(), inner.display());
-        if let Some(image) = decode_image(&name, &bytes, sizes)? {
-            total += image.as_bytes().len() as u64;
+        if let Some(image) = decode_image(name, &bytes, sizes)? {
+            total += image.image.as_bytes().len() as u64;
             if total > MAX_SET_BYTES {
                 return Err(too_large(MAX_SET_BYTES));
             }
-            decoded.push((inner, name, image));
+            decoded.push((inner, image));
         }
     }
     decoded.sort_by(|a, b| a.0.cmp(&b.0));
     // Archives usually hold one folder that holds everything: classes begin below it.
-    let root = common_root(decoded.iter().map(|(inner, ..)| inner.as_path()));
-    let decoded = decoded
-        .into_iter()
-        .map(|(inner, name, image)| Decoded {
-            name,
-            class: class_of(&inner, &root),
-            image,
-        })
-        .collect();
-    unify(decoded, path)
+    let root = common_root(decoded.iter().map(|(inner, _)| inner.as_path()));
+    classified(decoded, &root, path)
 }
 
 /// The deepest folder that all paths share.
-fn common_root<'a>(mut paths: impl Iterator<Item = &'a Path>) -> PathBuf {
+pub(crate) fn common_root<'a>(mut paths: impl Iterator<Item = &'a Path>) -> PathBuf {
     let mut root = paths
         .next()
         .and_then(Path::parent)
@@ -212,8 +222,13 @@ fn common_root<'a>(mut paths: impl Iterator<Item = &'a Path>) -> PathBuf {
     root
 }
 
-/// Brings decoded images into one set: one size, grey if all are grey and otherwise colour.
-pub(crate) fn unify(images: Vec<Decoded>, source: &Path) -> Result<ImageSet> {
+/// Brings decoded images into one set: one size; grey if all are grey and otherwise colour,
+/// unless `channels` says which.
+pub(crate) fn unify(
+    images: &[Decoded],
+    channels: Option<usize>,
+    source: &Path,
+) -> Result<ImageSet> {
     let Some(first) = images.first() else {
         return Err(DataError::NoImages(source.to_owned()));
     };
@@ -228,20 +243,12 @@ pub(crate) fn unify(images: Vec<Decoded>, source: &Path) -> Result<ImageSet> {
             second_size: text(size(other)),
         });
     }
-    let channels = match images.iter().any(|d| d.image.color().has_color()) {
+    let channels = channels.unwrap_or(match images.iter().any(|d| d.image.color().has_color()) {
         true => 3,
         false => 1,
-    };
-    let bytes = (channels * height * width) as u64 * images.len() as u64;
-    if bytes > MAX_SET_BYTES {
-        return Err(DataError::TooLarge {
-            path: source.to_owned(),
-            limit: MAX_SET_BYTES,
-        });
-    }
-    let (labels, class_names) = classes(&images)?;
-    let mut pixels = Vec::with_capacity(bytes as usize);
-    for decoded in &images {
+    });
+    let mut pixels = Vec::with_capacity(channels * height * width * images.len());
+    for decoded in images {
         push_planes(&mut pixels, &decoded.image, channels);
     }
     Ok(ImageSet {
@@ -249,15 +256,18 @@ pub(crate) fn unify(images: Vec<Decoded>, source: &Path) -> Result<ImageSet> {
         height,
         width,
         pixels,
-        labels,
-        class_names,
+        labels: None,
+        class_names: Vec::new(),
     })
 }
 
-/// Numbers the classes in the order of their names. Images beside class folders have no class:
-/// that is an error rather than a guess.
-fn classes(images: &[Decoded]) -> Result<(Option<Vec<u16>>, Vec<String>)> {
-    let names: BTreeSet<&str> = images.iter().filter_map(|d| d.class.as_deref()).collect();
+/// Numbers the classes, the folders below `root`, in the order of their names. An image beside
+/// class folders has no class: that is an error rather than a guess.
+pub(crate) fn number_classes<'a>(
+    paths: impl Iterator<Item = &'a Path> + Clone,
+    root: &Path,
+) -> Result<Classes> {
+    let names: BTreeSet<String> = paths.clone().filter_map(|p| class_of(p, root)).collect();
     if names.is_empty() {
         return Ok((None, Vec::new()));
     }
@@ -268,16 +278,16 @@ fn classes(images: &[Decoded]) -> Result<(Option<Vec<u16>>, Vec<String>)> {
             u16::MAX
         )));
     }
-    let names: Vec<&str> = names.into_iter().collect();
-    let label = |d: &Decoded| match d.class.as_deref().map(|c| names.binary_search(&c)) {
+    let names: Vec<String> = names.into_iter().collect();
+    let label = |p: &Path| match class_of(p, root).map(|c| names.binary_search(&c)) {
         Some(Ok(label)) => Ok(label as u16),
         _ => Err(DataError::Config(format!(
             "{} lies beside the class folders; move it into one, or give a folder without sub-folders",
-            d.name
+            p.display()
         ))),
     };
-    let labels = images.iter().map(label).collect::<Result<_>>()?;
-    Ok((Some(labels), names.iter().map(|n| n.to_string()).collect()))
+    let labels = paths.map(label).collect::<Result<_>>()?;
+    Ok((Some(labels), names))
 }
 
 /// Appends `image` as `[channels, height, width]`. What is transparent lies on black.

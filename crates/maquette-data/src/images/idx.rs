@@ -40,7 +40,7 @@ pub(super) fn looks_like_tar(path: &Path) -> Result<bool> {
 }
 
 /// Damage met while decompressing is about the file's contents, not about the system.
-pub(super) fn damaged(path: &Path, e: std::io::Error) -> DataError {
+pub(crate) fn damaged(path: &Path, e: std::io::Error) -> DataError {
     use std::io::ErrorKind::{InvalidData, InvalidInput, UnexpectedEof};
     match e.kind() {
         UnexpectedEof | InvalidData | InvalidInput => DataError::format(

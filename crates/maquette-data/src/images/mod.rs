@@ -12,8 +12,11 @@ use sha2::{Digest, Sha256};
 
 use crate::{Augment, DataError, Normalization, Result};
 
-pub(crate) use decode::{Decoded, class_of, decode_image, folder_files, is_image, unify};
-pub(crate) use idx::{IMAGES as IDX_IMAGES, labels_beside, read_labels};
+pub(crate) use decode::{
+    Classes, MAX_FILE_BYTES, common_root, decode_image, folder_files, is_image, number_classes,
+    read_file, unify,
+};
+pub(crate) use idx::{IMAGES as IDX_IMAGES, damaged, labels_beside, read_header, read_labels};
 
 /// Decoded sets larger than this are refused: they belong to the streaming reader.
 pub(crate) const MAX_SET_BYTES: u64 = 16 << 30;
@@ -106,7 +109,7 @@ pub fn open_with(path: impl AsRef<Path>, split: Split, sizes: Sizes) -> Result<I
 }
 
 /// An idx set already has one size; resizing goes through the same filter as other images.
-fn sizes_agree(set: ImageSet, sizes: Sizes, path: &Path) -> Result<ImageSet> {
+pub(crate) fn sizes_agree(set: ImageSet, sizes: Sizes, path: &Path) -> Result<ImageSet> {
     match sizes {
         Sizes::Agree => Ok(set),
         Sizes::Only { height, width } if (height, width) == (set.height, set.width) => Ok(set),

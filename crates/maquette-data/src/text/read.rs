@@ -1,9 +1,9 @@
 //! Reading text files and JSONL at bounded memory.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::vec::IntoIter;
 
 use crate::{DataError, Result};
 
@@ -53,7 +53,7 @@ pub fn files(path: &Path) -> Result<Vec<PathBuf>> {
 /// Holds one piece at a time, however large the files are.
 pub fn pieces(files: &[PathBuf], piece_bytes: usize) -> Pieces {
     Pieces {
-        files: files.iter().cloned().collect::<Vec<_>>().into_iter(),
+        files: files.iter().cloned().collect(),
         piece_bytes: piece_bytes.max(64),
         open: None,
     }
@@ -62,7 +62,7 @@ pub fn pieces(files: &[PathBuf], piece_bytes: usize) -> Pieces {
 /// The iterator made by [`pieces`]. After an error it ends.
 #[derive(Debug)]
 pub struct Pieces {
-    files: IntoIter<PathBuf>,
+    files: VecDeque<PathBuf>,
     piece_bytes: usize,
     open: Option<Open>,
 }
@@ -86,7 +86,7 @@ impl Iterator for Pieces {
     fn next(&mut self) -> Option<Self::Item> {
         let piece = self.advance().transpose();
         if matches!(piece, Some(Err(_))) {
-            self.files = Vec::new().into_iter();
+            self.files.clear();
             self.open = None;
         }
         piece
@@ -97,7 +97,7 @@ impl Pieces {
     fn advance(&mut self) -> Result<Option<Piece>> {
         loop {
             if self.open.is_none() {
-                let Some(path) = self.files.next() else {
+                let Some(path) = self.files.pop_front() else {
                     return Ok(None);
                 };
                 self.open = Some(Open::new(path)?);

@@ -170,13 +170,16 @@ impl Tokenizer {
     /// # Errors
     /// When it is damaged or of an unknown form.
     pub fn from_json(json: &str) -> Result<Self> {
-        if let Some(simple) = Simple::from_json(json) {
+        let file: serde_json::Value =
+            serde_json::from_str(json).map_err(|e| error(format!("not a tokenizer.json: {e}")))?;
+        if let Some(simple) = Simple::from_json(&file) {
             return Ok(Self::simple(simple));
         }
-        Self::hf(
-            json.parse()
-                .map_err(|e| error(format!("not a tokenizer.json: {e}")))?,
-        )
+        // The library panics on some damaged files instead of returning its error.
+        let parsed = std::panic::catch_unwind(|| json.parse::<HfTokenizer>());
+        let damaged = |_| error("not a tokenizer.json: a part of it is of no known form");
+        let hf = parsed.map_err(damaged)?;
+        Self::hf(hf.map_err(|e| error(format!("not a tokenizer.json: {e}")))?)
     }
 
     /// GPT-2's byte-level BPE out of its two files.
@@ -343,6 +346,7 @@ impl Tokenizer {
             tokenizer: self,
             ids: Vec::new(),
             shown: 0,
+            waiting: 0,
         }
     }
 
@@ -426,6 +430,8 @@ pub struct DecodeStream<'a> {
     ids: Vec<u32>,
     /// Bytes of the current window's text already given out.
     shown: usize,
+    /// Ids taken in since then.
+    waiting: usize,
 }
 
 impl DecodeStream<'_> {
@@ -436,10 +442,12 @@ impl DecodeStream<'_> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let text = self.tokenizer.decode_visible(&self.ids)?;
-        // U+FFFD at the end is a character whose bytes have not all come yet.
-        if text.ends_with('\u{fffd}') && self.ids.len() < 64 {
+        // U+FFFD at the end is a character whose bytes, at most four, have not all come yet.
+        if text.ends_with('\u{fffd}') && self.waiting < 3 {
+            self.waiting += 1;
             return Ok(String::new());
         }
+        self.waiting = 0;
         let new = text.get(self.shown..).unwrap_or_default().to_owned();
         self.shown = text.len();
         // Decoders look back a little (spaces before words), never far: keep a short window.

@@ -205,8 +205,7 @@ impl Simple {
 
     /// Recognises what [`to_json`](Self::to_json) writes, and nothing else: the candidate that the
     /// file describes must write exactly the same file.
-    pub(super) fn from_json(json: &str) -> Option<Self> {
-        let file: Value = serde_json::from_str(json).ok()?;
+    pub(super) fn from_json(file: &Value) -> Option<Self> {
         if !file["model"]["merges"].as_array()?.is_empty() {
             return None;
         }
@@ -224,7 +223,7 @@ impl Simple {
             ),
         };
         let same: Value = serde_json::from_str(&candidate.to_json()).ok()?;
-        (same == file).then_some(candidate)
+        (same == *file).then_some(candidate)
     }
 }
 
