@@ -65,7 +65,8 @@ impl TokenizerConfig {
         self.train(pieces.map(|piece| Ok(piece?.text)))
     }
 
-    /// Learns from texts.
+    /// Learns from texts. The same texts give the same tokenizer, but for exact ties of unigram
+    /// tokens.
     ///
     /// # Errors
     /// The first error among the texts, or a setting that does not fit them.
@@ -165,7 +166,8 @@ impl TokenizerConfig {
     }
 
     /// The library's own training walks hash tables, whose order differs from run to run: words
-    /// are counted in order here, on one thread, and the result is put in order.
+    /// are counted in order here, on one thread, and the result is put in order. Tokens that are
+    /// exactly as good as each other, frequent in tiny texts only, can still change places.
     fn train_unigram(
         &self,
         texts: impl Iterator<Item = Result<String>> + Send,
