@@ -47,7 +47,10 @@ pub enum GenerateError {
     /// The device did not hand its numbers over.
     #[error("cannot read the model's output back from its device: {0}")]
     Device(String),
-    /// The tokenizer failed.
+    /// The tokenizer cannot read the prompt.
+    #[error("cannot turn the prompt into tokens: {0}")]
+    Encode(String),
+    /// The tokenizer cannot spell what was generated.
     #[error("cannot turn the generated tokens into text: {0}")]
     Decode(String),
     /// A noise schedule or step count that no sampler can follow.

@@ -7,6 +7,7 @@ use crate::GenerateError;
 use crate::sampling::{Decoding, distribution, sample};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
+use maquette_data::Tokenizer;
 use maquette_models::Gpt;
 use maquette_models::nn::KvCache;
 use maquette_rng::Rng;
@@ -110,6 +111,33 @@ pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, G
         seq_len: model.seq_len(),
         vocab_size: model.vocab_size(),
     }
+}
+
+/// Continues `prompt` with a [`Gpt`] and the tokenizer it was trained with: [`generate`] with
+/// everything filled in. The tokenizer's end-of-text token ends the text, whether or not it is
+/// among the options, and stands for an empty prompt.
+///
+/// # Errors
+/// As [`generate`]; an empty prompt when the tokenizer has no end-of-text token.
+pub fn complete(
+    model: &Gpt,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    options: &GenerateOptions,
+    rng: &mut Rng,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, GenerateError> {
+    let end = tokenizer.end_of_text();
+    let mut ids = tokenizer
+        .encode(prompt)
+        .map_err(|e| GenerateError::Encode(e.to_string()))?;
+    if ids.is_empty() {
+        ids.extend(end);
+    }
+    let mut options = options.clone();
+    options.end_tokens.extend(end);
+    let decode = |ids: &[u32]| tokenizer.decode_visible(ids);
+    generate(&mut gpt(model), &ids, &options, decode, rng, on_text)
 }
 
 /// Generates token ids until `max_tokens`, or until `on_token` breaks; returns all of them.

@@ -1,5 +1,6 @@
 use super::*;
 use burn::tensor::Device;
+use maquette_data::tokenizer::TokenizerConfig;
 use maquette_models::gpt::{GptConfig, Positions};
 use maquette_models::nn::InitScheme;
 use maquette_rng::{Stream, rng};
@@ -246,6 +247,75 @@ fn the_seed_decides_the_text() {
     };
     assert_eq!(text(1), text(1));
     assert_ne!(text(1).ids, text(2).ids);
+}
+
+#[test]
+fn a_prompt_is_completed_until_the_end_of_text() {
+    let tokenizer = Tokenizer::byte(&["<|endoftext|>".to_owned()]);
+    let config = GptConfig {
+        vocab_size: tokenizer.vocab_size(),
+        ..GptConfig::default()
+    };
+    let model = config.init(&Device::flex(), &mut rng(1, Stream::Init, 0));
+    let complete = |tokenizer: &Tokenizer, prompt: &str| {
+        let mut pieces = String::new();
+        let options = options(2000, &[]);
+        let rng = &mut rng(4, Stream::Sample, 0);
+        complete(&model, tokenizer, prompt, &options, rng, |piece| {
+            pieces.push_str(piece);
+            ControlFlow::Continue(())
+        })
+        .map(|generated| (generated, pieces))
+    };
+    // An untrained model draws each of 257 tokens about as often.
+    for prompt in ["Once", ""] {
+        let (generated, pieces) = complete(&tokenizer, prompt).unwrap();
+        assert_eq!(generated.stop, StopReason::EndToken);
+        assert_eq!(generated.ids.last(), tokenizer.end_of_text().as_ref());
+        assert_eq!(generated.text, pieces);
+        assert!(!pieces.contains("endoftext"));
+    }
+    let bare = complete(&Tokenizer::byte(&[]), "");
+    assert!(matches!(bare, Err(GenerateError::EmptyPrompt)));
+}
+
+#[test]
+fn a_learnt_vocabulary_streams_whole_characters() {
+    let text = "Ein Bär 🐻 isst Äpfel. Ein Bär 🐻 isst Öl. ".repeat(3);
+    let config = TokenizerConfig {
+        vocab_size: 300,
+        ..TokenizerConfig::default()
+    };
+    let tokenizer = config.train(std::iter::once(Ok(text.clone()))).unwrap();
+    let ids = tokenizer.encode(&text).unwrap();
+    let (prompt, script) = ids.split_at(3);
+    let mut next = script.iter();
+    let mut model = TokenModel {
+        forward: |_: Feed<'_>| {
+            let mut logits = vec![f32::NEG_INFINITY; tokenizer.vocab_size()];
+            logits[*next.next().unwrap() as usize] = 0.0;
+            Ok(logits)
+        },
+        seq_len: 1000,
+        vocab_size: tokenizer.vocab_size(),
+    };
+    let mut pieces = Vec::new();
+    let generated = generate(
+        &mut model,
+        prompt,
+        &options(script.len(), &[]),
+        |ids| tokenizer.decode(ids),
+        &mut rng(0, Stream::Sample, 0),
+        |piece| {
+            pieces.push(piece.to_owned());
+            ControlFlow::Continue(())
+        },
+    )
+    .unwrap();
+    assert_eq!(tokenizer.decode(prompt).unwrap() + &generated.text, text);
+    assert_eq!(pieces.concat(), generated.text);
+    assert!(pieces.iter().all(|piece| !piece.contains('\u{fffd}')));
+    assert!(pieces.len() > 5, "{pieces:?}");
 }
 
 proptest! {
