@@ -156,6 +156,8 @@ pub enum Event<'a> {
         /// Its folder.
         path: &'a Path,
     },
+    /// Something outside the loop takes a while: reading data, measuring.
+    Doing(&'a str),
 }
 
 /// The live line.
@@ -300,6 +302,48 @@ pub fn fit<M: Module, B>(
         }
     }
     Ok(at.finish(ending.unwrap_or(Ending::Completed), train))
+}
+
+/// What a step costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Measured {
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Seconds of one optimiser step.
+    pub seconds_per_step: f64,
+    /// Over how many steps that was measured.
+    pub steps: u64,
+}
+
+/// Takes a few steps, writes nothing, and says what one costs.
+///
+/// # Errors
+/// [`TrainError::Task`].
+pub fn measure<M: Module, B>(model: M, mut task: Task<'_, M, B>, plan: &Plan<'_>) -> Result<Measured, TrainError> {
+    /// The first step pays for start-up and is not counted.
+    const STEPS: u64 = 5;
+    let parameters = model.num_params();
+    let mut at = Position {
+        optimizer: optimizer::build(plan.optimizer, &model),
+        ema: plan.train.ema.map(|decay| Ema::new(&model, decay)),
+        best: None,
+        state: LoopState::default(),
+        model,
+    };
+    let mut began = Instant::now();
+    for step in 0..=STEPS {
+        if step == 1 {
+            began = Instant::now();
+        }
+        let (_, grads) = gradient(&mut at, &mut task, plan)?;
+        at.model = at.optimizer.step(plan.optimizer.lr, at.model, grads);
+        if let Some(ema) = &mut at.ema {
+            ema.update(&at.model, step);
+        }
+        at.state.step += 1;
+    }
+    let seconds_per_step = began.elapsed().as_secs_f64() / STEPS as f64;
+    Ok(Measured { parameters, seconds_per_step, steps: STEPS })
 }
 
 /// The mean gradient and the mean loss of one step.

@@ -172,6 +172,32 @@ pub struct RunResult {
     pub seconds: f64,
     /// Final validation and evaluation metrics.
     pub metrics: Metrics,
+    /// How each metric was measured.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub signatures: BTreeMap<String, String>,
+}
+
+/// Numbers, and how each was measured.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Evaluation {
+    /// By name; losses in nats.
+    pub metrics: Metrics,
+    /// By the name of the metric.
+    pub signatures: BTreeMap<String, String>,
+}
+
+impl Evaluation {
+    /// Adds one number and how it was measured.
+    pub fn put(&mut self, name: &str, value: impl Into<f64>, signature: impl std::fmt::Display) {
+        self.metrics.insert(name.to_owned(), value.into());
+        self.signatures.insert(name.to_owned(), signature.to_string());
+    }
+}
+
+impl From<Metrics> for Evaluation {
+    fn from(metrics: Metrics) -> Self {
+        Self { metrics, signatures: BTreeMap::new() }
+    }
 }
 
 /// An open run folder.
@@ -309,12 +335,14 @@ impl Run {
     ///
     /// # Errors
     /// [`TrainError::Io`], or a log that no longer parses.
-    pub fn finish<M>(self, fitted: &Fitted<M>, metrics: Metrics) -> Result<RunResult, TrainError> {
+    pub fn finish<M>(self, fitted: &Fitted<M>, evaluation: impl Into<Evaluation>) -> Result<RunResult, TrainError> {
+        let Evaluation { metrics, signatures } = evaluation.into();
         let result = RunResult {
             run: self.dir.clone(),
             steps: fitted.step,
             seconds: fitted.seconds,
             metrics,
+            signatures,
         };
         let json = serde_json::to_vec_pretty(&result).map_err(TrainError::other)?;
         write_atomic(&self.dir.join(RESULT), &json)?;

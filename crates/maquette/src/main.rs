@@ -1,1 +1,41 @@
-fn main() {}
+//! The `maquette` command: arguments, then one function per command.
+
+mod args;
+mod commands;
+mod errors;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::FromArgMatches;
+
+use args::{Cli, Command};
+use errors::Usage;
+use output::Output;
+
+fn main() -> ExitCode {
+    let matches = args::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            eprintln!("{report:?}");
+            ExitCode::from(if report.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(cli: Cli) -> miette::Result<()> {
+    let output = Output { json: cli.json, quiet: cli.quiet };
+    commands::threads::limit(cli.threads)?;
+    match cli.command {
+        Command::Train(args) => commands::train::run(args, output),
+        Command::Generate(args) => commands::generate::run(args, output),
+        Command::Evaluate(args) => commands::evaluate::run(args, output),
+        Command::Tokenizer(command) => commands::tokenizer::run(command, output),
+        Command::Lab(args) => commands::lab::run(&args, output),
+        Command::List(args) => commands::list::run(&args, output),
+        Command::Doctor(args) => commands::doctor::run(&args, output),
+        Command::Completions(args) => commands::completions::run(&args),
+    }
+}

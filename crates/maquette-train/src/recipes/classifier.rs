@@ -1,0 +1,160 @@
+//! `family = "classifier"`: an image classifier, the judge of generated images.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::tensor::Device;
+use maquette_data::{Normalization, Order, prefetch};
+use maquette_models::classifier::{Classifier, ClassifierConfig};
+use maquette_models::store;
+use maquette_rng::{Stream, rng};
+use serde::{Deserialize, Serialize};
+
+use super::sections::{ImageData, Images};
+use super::{EvaluateJob, Job, Outcome, images, validate};
+use crate::files::write_atomic;
+use crate::spec::PublishedNumbers;
+use crate::{BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit};
+
+/// Everything about one classifier.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClassifierRecipe {
+    /// One line for listings.
+    pub summary: String,
+    /// `classifier`.
+    pub family: super::Family,
+    /// Where images come from.
+    pub data: ImageData,
+    /// The network. `image` and `n_classes` are the data's.
+    #[serde(default)]
+    pub model: ClassifierConfig,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+    /// The loop.
+    pub train: LoopSpec,
+    /// Published numbers to stand beside ours.
+    #[serde(default, skip_serializing_if = "PublishedNumbers::is_empty")]
+    pub published: PublishedNumbers,
+}
+
+impl ClassifierRecipe {
+    /// Reads and checks a recipe.
+    ///
+    /// # Errors
+    /// Pointing at the line or the `--set` at fault.
+    pub fn parse(source: &Source) -> Result<Self, TrainError> {
+        let recipe: Self = source.parse()?;
+        validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
+        recipe.data.validate().map_err(|invalid| source.locate("data", invalid))?;
+        let sized = ClassifierConfig { n_classes: recipe.model.n_classes.max(1), ..recipe.model.clone() };
+        sized.validate().map_err(|error| source.at("model", error.to_string(), None))?;
+        Ok(recipe)
+    }
+}
+
+/// Trains the recipe of `job`.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
+    // 1. Recipe and data
+    let mut recipe = ClassifierRecipe::parse(&job.source)?;
+    job.remember_data(&mut recipe.data.path);
+    job.say("reading the images");
+    let data = recipe.data.open(job.data_path(recipe.data.path.as_deref()), recipe.train.seed)?;
+    if data.train.labels.is_none() {
+        return Err(TrainError::other("a classifier needs labels: put each class in a sub-folder of its own"));
+    }
+    recipe.model.image = images::shape(&data.train);
+    recipe.model.n_classes = data.train.class_names.len();
+    let sha256 = data.hash();
+    let (batch, seed) = (recipe.train.batch, recipe.train.seed);
+    let examples = data.train.len();
+    let order = Order::new(examples, batch, seed).map_err(TrainError::other)?;
+
+    // 2. Model
+    let device = job.device.clone().autodiff();
+    let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
+    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &sha256)?) };
+
+    // 3. Loop
+    let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
+    let (set, augment) = (Arc::new(data.train), recipe.data.augment.clone());
+    let mut ahead = prefetch(start, 4, move |step| {
+        let random = &mut rng(seed, Stream::Augment, step);
+        let augment = augment.as_ref().map(|augment| (augment, random));
+        images::Batch::new(&set, &order.indices(step), &Normalization::MinMax, augment)
+    });
+    let batches = |_| ahead.next().map(Into::into).ok_or_else(|| BoxError::from("the background reader stopped"));
+    let loss = |model: &Classifier, batch: images::Batch, _| {
+        let labels = batch.labels(&device);
+        model.loss(batch.tensor(&device), labels).into()
+    };
+    let inner = job.device.clone();
+    let test = &data.test;
+    let plan = Plan {
+        optimizer: &recipe.optimizer,
+        schedule: &recipe.schedule,
+        train: &recipe.train,
+        steps: recipe.train.total_steps(examples),
+        device: &device,
+    };
+    let task = Task::new(batches, loss)
+        .counting(batch as f64, "images")
+        .validate(|model: &Classifier| measure(model, test, &inner));
+    let Some(mut run) = run.take() else {
+        return job.estimate(&recipe, model, task, &plan);
+    };
+    let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
+
+    // 4. Save, report
+    let config = serde_json::json!({ "architecture": "classifier", "model": recipe.model, "class_names": data.test.class_names });
+    write_atomic(&run.dir().join("config.json"), format!("{config:#}\n").as_bytes())?;
+    store::save(&fitted.model, &run.dir().join("model.safetensors"), &store::Metadata::default()).map_err(TrainError::other)?;
+    let metrics = test_metrics(&fitted.validation);
+    Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
+}
+
+/// Measures a run's model on the test images.
+///
+/// # Errors
+/// No weights, or no data.
+pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
+    let recipe = ClassifierRecipe::parse(source)?;
+    let Images { test, .. } = recipe.data.open(job.data.as_deref().or(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let model = load(&recipe, &job.run, &job.device)?;
+    let metrics = measure(&model, &test, &job.device).map_err(TrainError::Other)?;
+    let mut evaluation = Evaluation::default();
+    for (name, value) in test_metrics(&metrics) {
+        evaluation.put(&name, value, format!("{name}|n={}|split=test", test.len()));
+    }
+    Ok(evaluation)
+}
+
+fn test_metrics(metrics: &Metrics) -> Metrics {
+    metrics.iter().map(|(name, value)| (format!("test_{name}"), *value)).collect()
+}
+
+fn load(recipe: &ClassifierRecipe, dir: &Path, device: &Device) -> Result<Classifier, TrainError> {
+    let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
+    store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)
+}
+
+fn measure(model: &Classifier, test: &maquette_data::ImageSet, device: &Device) -> Result<Metrics, BoxError> {
+    let (mut nats, mut right) = (0.0, 0usize);
+    for indices in images::chunks(test.len(), 256) {
+        let batch = images::Batch::new(test, &indices, &Normalization::MinMax, None);
+        let labels = batch.labels(device);
+        let logits = model.forward(batch.tensor(device));
+        let agree = logits.clone().argmax(1).squeeze_dim::<1>(1).equal(labels.clone());
+        right += agree.int().sum().into_scalar::<i32>() as usize;
+        let loss = maquette_nn::loss::cross_entropy(logits, labels);
+        nats += f64::from(loss.into_scalar::<f32>()) * indices.len() as f64;
+    }
+    let n = test.len() as f64;
+    Ok(Metrics::from([("loss".to_owned(), nats / n), ("accuracy".to_owned(), right as f64 / n)]))
+}

@@ -1,0 +1,155 @@
+//! `generate`: what a trained model makes when it is asked.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use maquette_data::Tokenizer;
+use maquette_generate::text::GenerateOptions;
+use maquette_models::hf;
+
+use super::pictures::{self, Draw, ImageRequest, Stamp};
+use super::{Family, diffusion, gpt, of_run, points, vae};
+use crate::files::write_atomic;
+use crate::{TrainError, hash};
+
+/// What is asked of a model: the text part for a language model, the image part for the others.
+pub struct GenerateJob<'a> {
+    /// A run folder, or a Hugging Face folder.
+    pub model: PathBuf,
+    /// What to write.
+    pub text: TextAsk,
+    /// What to draw; its `count` and `seed` hold for text too.
+    pub images: ImageRequest,
+    /// Called with pieces of text as they come.
+    pub on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
+    /// Folder for images; the run's `samples/generated` when absent.
+    pub out: Option<PathBuf>,
+    /// Where to compute, without autodiff.
+    pub device: Device,
+    /// Told what is being done.
+    pub say: &'a mut dyn FnMut(&str),
+}
+
+/// The text part of a request.
+pub struct TextAsk {
+    /// The text to go on from; the recipe's when absent.
+    pub prompt: Option<String>,
+    /// How long, when to stop, how each token is drawn.
+    pub options: GenerateOptions,
+}
+
+/// One output.
+pub enum Made {
+    /// Text.
+    Text {
+        /// What it goes on from.
+        prompt: String,
+        /// The text, without the prompt.
+        text: String,
+        /// Its tokens.
+        ids: Vec<u32>,
+    },
+    /// A file.
+    Image {
+        /// Where it was written.
+        path: PathBuf,
+        /// The seed of the request.
+        seed: u64,
+    },
+}
+
+/// Generates what `job` asks for.
+///
+/// # Errors
+/// Not a model, or a request that does not fit it.
+pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
+    if !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file() {
+        return text(job, String::new());
+    }
+    let source = of_run(&job.model)?;
+    match Family::of(&source)? {
+        Family::Gpt => {
+            let prompt = gpt::GptRecipe::parse(&source)?.sample.prompt;
+            text(job, prompt)
+        }
+        Family::Classifier => Err(TrainError::other("a classifier generates nothing; `maquette evaluate` measures it")),
+        Family::Points => points::generate(&source, job),
+        Family::Vae | Family::Diffusion => images(job),
+    }
+}
+
+fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, TrainError> {
+    (job.say)("loading the model");
+    let (_, model) = hf::load(&job.model, &job.device).map_err(TrainError::other)?;
+    let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
+    let prompt = job.text.prompt.unwrap_or(default_prompt);
+    let shown = prompt.clone();
+    // A model needs something to go on from.
+    let start = if prompt.is_empty() { "\n".to_owned() } else { prompt };
+    let mut made = Vec::with_capacity(job.images.count);
+    for i in 0..job.images.count {
+        let seed = job.images.seed.wrapping_add(i as u64);
+        let request = gpt::TextRequest { prompt: &start, options: &job.text.options, seed };
+        let _ = (job.on_text)(&shown);
+        let written = gpt::write(&model, &tokenizer, &request, &job.device, &mut *job.on_text)?;
+        let _ = (job.on_text)("\n");
+        made.push(Made::Text { prompt: shown.clone(), text: written.text, ids: written.ids });
+    }
+    Ok(made)
+}
+
+/// The brightness range of a family's output, and the function that draws a batch.
+type Drawing = ((f32, f32), Box<Draw<'static>>);
+
+fn drawing(model: &Path, device: &Device) -> Result<Drawing, TrainError> {
+    let source = of_run(model)?;
+    match Family::of(&source)? {
+        Family::Vae => vae::drawing(&source, model, device),
+        Family::Diffusion => diffusion::drawing(&source, model, device),
+        family => Err(TrainError::other(format!("a {family:?} model draws no images"))),
+    }
+}
+
+fn images(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
+    (job.say)("loading the model");
+    let (range, mut draw) = drawing(&job.model, &job.device)?;
+    let stamp = Stamp::of_run(&job.model, &job.images)?;
+    (job.say)("drawing");
+    let all = pictures::draw_all(&job.images, range, &mut *draw)?;
+    let folder = job.out.unwrap_or_else(|| job.model.join("samples").join("generated"));
+    let paths = pictures::save(&folder, &all, &stamp)?;
+    Ok(paths.into_iter().map(|path| Made::Image { path, seed: job.images.seed }).collect())
+}
+
+/// Makes the picture at `image` again from the recipe it carries, and writes it to `out` (a file, or a
+/// folder that exists). `model` stands for the run folder that the picture names.
+///
+/// # Errors
+/// No recipe in the picture, no such run, or other weights than those the picture was made with.
+pub fn replay(image: &Path, model: Option<&Path>, out: &Path, device: &Device) -> Result<PathBuf, TrainError> {
+    let stamp = Stamp::read(image)?;
+    let run = model.unwrap_or(&stamp.run);
+    let weights = run.join("model.safetensors");
+    if !weights.is_file() {
+        return Err(TrainError::other(format!(
+            "the picture was made by the run {}, which is not there; name its folder: maquette generate RUN --replay {}",
+            run.display(),
+            image.display()
+        )));
+    }
+    let now = hash::sha256_file(&weights)?;
+    if now != stamp.model_sha256 {
+        return Err(TrainError::other(format!(
+            "the weights in {} are not those the picture was made with (sha256 {now}, the picture says {})",
+            run.display(),
+            stamp.model_sha256
+        )));
+    }
+    let (range, mut draw) = drawing(run, device)?;
+    let bytes = pictures::replay(&stamp, range, &mut *draw)?;
+    let name = image.file_name().map_or("replayed.png".into(), |name| name.to_owned());
+    let path = if out.is_dir() { out.join(name) } else { out.to_owned() };
+    write_atomic(&path, &bytes)?;
+    Ok(path)
+}

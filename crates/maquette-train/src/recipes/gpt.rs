@@ -1,0 +1,440 @@
+//! `family = "gpt"`: a language model on text.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use maquette_data::stream::{TextStream, TextStreamConfig, TextStreamState};
+use maquette_data::tokenizer::TokenizerConfig;
+use maquette_data::{TokenSet, Tokenizer, Windows, stories, text};
+use maquette_eval::likelihood;
+use maquette_generate::GenerateError;
+use maquette_generate::text::{Feed, GenerateOptions, Generated, TokenModel, generate as generate_text};
+use maquette_models::gpt::{Gpt, GptConfig};
+use maquette_models::hf;
+use maquette_nn::KvCache;
+use maquette_rng::{Stream, rng};
+use serde::{Deserialize, Serialize};
+
+use super::{EvaluateJob, Job, Outcome, validate};
+use crate::files::write_atomic;
+use crate::spec::{Invalid, PublishedNumbers};
+use crate::{Batch, BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec, Source, Task, TrainError, fit};
+
+/// Windows of held-out text that a streamed run is measured on, unless the recipe says otherwise.
+const STREAMED_WINDOWS: usize = 1024;
+
+/// Everything about one language model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GptRecipe {
+    /// One line for listings.
+    pub summary: String,
+    /// `gpt`.
+    pub family: super::Family,
+    /// Where text comes from.
+    pub data: TextData,
+    /// How it becomes tokens; learnt from the training text.
+    pub tokenizer: TokenizerConfig,
+    /// The network. `vocab_size` is the tokenizer's.
+    #[serde(default)]
+    pub model: GptConfig,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+    /// The loop.
+    pub train: LoopSpec,
+    /// The texts written beside checkpoints.
+    #[serde(default)]
+    pub sample: TextSample,
+    /// Published numbers to stand beside ours.
+    #[serde(default, skip_serializing_if = "PublishedNumbers::is_empty")]
+    pub published: PublishedNumbers,
+}
+
+/// Where text comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TextSource {
+    /// A text or JSONL file, or a folder of them; `--data` gives it.
+    Path,
+    /// Short stories from a grammar. No download.
+    Stories,
+}
+
+/// `[data]` of a language model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextData {
+    /// Where it comes from.
+    pub source: TextSource,
+    /// The path, for `source = "path"`; `--data` stands for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How many stories, for `source = "stories"`.
+    #[serde(default = "stories_count")]
+    pub count: usize,
+    /// The last share of the text is held out.
+    #[serde(default = "tenth")]
+    pub validation: f64,
+    /// Read from disk while training, at constant memory.
+    #[serde(default)]
+    pub streaming: bool,
+    /// Windows among which a streamed batch is drawn.
+    #[serde(default = "buffer")]
+    pub shuffle_buffer: usize,
+    /// Windows of held-out text measured at a validation; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_windows: Option<usize>,
+}
+
+fn stories_count() -> usize {
+    8000
+}
+
+fn tenth() -> f64 {
+    0.1
+}
+
+fn buffer() -> usize {
+    4096
+}
+
+/// `[sample]` of a language model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TextSample {
+    /// What to go on from; a line end when empty.
+    pub prompt: String,
+    /// How many texts.
+    pub count: usize,
+    /// How long, and how each token is drawn.
+    pub options: GenerateOptions,
+}
+
+impl Default for TextSample {
+    fn default() -> Self {
+        Self { prompt: String::new(), count: 3, options: GenerateOptions::default() }
+    }
+}
+
+impl GptRecipe {
+    /// Reads and checks a recipe.
+    ///
+    /// # Errors
+    /// Pointing at the line or the `--set` at fault.
+    pub fn parse(source: &Source) -> Result<Self, TrainError> {
+        let recipe: Self = source.parse()?;
+        validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
+        let invalid = |section: &str, invalid: Invalid| source.locate(section, invalid);
+        let data = &recipe.data;
+        if !(0.0 < data.validation && data.validation < 1.0) {
+            let error = Invalid::new("validation", "must lie between 0 and 1", "0.1 holds out a tenth");
+            return Err(invalid("data", error).into());
+        }
+        if data.shuffle_buffer == 0 || data.count == 0 {
+            let error = Invalid::new("shuffle_buffer", "shuffle_buffer and count must be at least 1", "try 4096");
+            return Err(invalid("data", error).into());
+        }
+        let sized = GptConfig { vocab_size: recipe.model.vocab_size.max(1), ..recipe.model.clone() };
+        sized.validate().map_err(|error| source.at("model", error.to_string(), None))?;
+        Ok(recipe)
+    }
+}
+
+/// Text ready for a model.
+struct Corpus {
+    tokenizer: Arc<Tokenizer>,
+    train: TrainText,
+    validation: TokenSet,
+    /// Bytes of the held-out text, for bits per byte.
+    validation_bytes: usize,
+    sha256: String,
+}
+
+/// Where training windows come from.
+enum TrainText {
+    /// Any window of text held in memory; a function of the step.
+    Memory(TokenSet),
+    /// Windows read from disk in the order of a shuffle buffer.
+    Disk(Box<TextStream>),
+}
+
+impl TrainText {
+    /// Goes on where `run` was, if text is streamed.
+    fn resume(self, run: Option<&Run>, path: Option<&Path>, tokenizer: &Arc<Tokenizer>) -> Result<Self, TrainError> {
+        let (Self::Disk(_), Some(state), Some(path)) = (&self, run.and_then(Run::stream_state), path) else {
+            return Ok(self);
+        };
+        let state: TextStreamState = serde_json::from_value(state.clone()).map_err(TrainError::other)?;
+        let stream = TextStream::resume(path, tokenizer.clone(), state).map_err(TrainError::other)?;
+        Ok(Self::Disk(Box::new(stream)))
+    }
+
+    /// The micro-batch `step` of the run.
+    fn batch(&mut self, recipe: &GptRecipe, step: u64) -> Result<Batch<Windows>, BoxError> {
+        let LoopSpec { batch, seed, .. } = recipe.train;
+        match self {
+            Self::Memory(tokens) => Ok(tokens.windows(batch, recipe.model.seq_len, seed, step)?.into()),
+            Self::Disk(stream) => {
+                let data = stream.next_batch()?;
+                Ok(Batch { data, stream: Some(serde_json::to_value(stream.state()?)?) })
+            }
+        }
+    }
+}
+
+/// Trains the recipe of `job`.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
+    // 1. Recipe and data
+    let mut recipe = GptRecipe::parse(&job.source)?;
+    job.remember_data(&mut recipe.data.path);
+    job.say("reading the text");
+    let path = text_path(&recipe, job.data_path(recipe.data.path.as_deref()))?;
+    let corpus = Corpus::open(&recipe, path.as_deref())?;
+    recipe.model.vocab_size = corpus.tokenizer.vocab_size();
+    let (batch, seq_len, seed) = (recipe.train.batch, recipe.model.seq_len, recipe.train.seed);
+
+    // 2. Model
+    let device = job.device.clone().autodiff();
+    let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
+
+    // 3. Run folder, and the place in the stream when it is resumed
+    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &corpus.sha256)?) };
+    let Corpus { tokenizer, train: text, validation, validation_bytes, .. } = corpus;
+    let mut text = text.resume(run.as_ref(), path.as_deref(), &tokenizer)?;
+    let held_out = HeldOut { tokens: &validation, bytes: validation_bytes, recipe: &recipe, device: &job.device.clone() };
+
+    // 4. Loop
+    let plan = Plan {
+        optimizer: &recipe.optimizer,
+        schedule: &recipe.schedule,
+        train: &recipe.train,
+        steps: recipe.train.total_steps(0),
+        device: &device,
+    };
+    let batches = |step: u64| text.batch(&recipe, step);
+    let loss = |model: &Gpt, windows: Windows, _| {
+        let (inputs, targets) = tensors(&windows, &device);
+        model.loss(inputs, targets).into()
+    };
+    let inner = job.device.clone();
+    let task = Task::new(batches, loss)
+        .counting((batch * seq_len) as f64, "tokens")
+        .validate(|model: &Gpt| held_out.measure(model))
+        .sample(|model: &Gpt, step, folder: &Path| samples(model, step, folder, &recipe, &tokenizer, &inner));
+    let Some(mut run) = run.take() else {
+        return job.estimate(&recipe, model, task, &plan);
+    };
+    let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
+
+    // 5. Save, measure, report
+    let dir = run.dir().to_owned();
+    hf::save(&dir, &recipe.model, &fitted.model).map_err(TrainError::other)?;
+    tokenizer.save(dir.join("tokenizer.json")).map_err(TrainError::other)?;
+    let metrics = prefixed(&fitted.validation);
+    Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
+}
+
+/// Measures a run's model on the held-out part of its text.
+///
+/// # Errors
+/// No weights, or no data.
+pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
+    let recipe = GptRecipe::parse(source)?;
+    (job.say)("reading the text");
+    let path = text_path(&recipe, job.data.as_deref().or(recipe.data.path.as_deref()))?;
+    let corpus = Corpus::open(&recipe, path.as_deref())?;
+    let (_, model) = hf::load(&job.run, &job.device).map_err(TrainError::other)?;
+    (job.say)("measuring");
+    let tokens = &corpus.validation;
+    let held_out = HeldOut { tokens, bytes: corpus.validation_bytes, recipe: &recipe, device: &job.device };
+    let metrics = held_out.measure(&model).map_err(TrainError::Other)?;
+    let mut evaluation = Evaluation::default();
+    for (name, value) in prefixed(&metrics) {
+        let how = format!("tokens={}|windows=side-by-side|seq_len={}", tokens.len(), recipe.model.seq_len);
+        evaluation.put(&name, value, format!("{name}|{how}|split=last-{}", recipe.data.validation));
+    }
+    Ok(evaluation)
+}
+
+fn prefixed(metrics: &Metrics) -> Metrics {
+    metrics.iter().map(|(name, value)| (format!("validation_{name}"), *value)).collect()
+}
+
+/// The text on disk, if the recipe reads any. Streamed stories are written to a file first.
+fn text_path(recipe: &GptRecipe, path: Option<&Path>) -> Result<Option<PathBuf>, TrainError> {
+    let TextData { source, count, streaming, .. } = recipe.data;
+    match source {
+        TextSource::Path => Ok(Some(path.ok_or_else(super::sections::missing_path)?.to_owned())),
+        TextSource::Stories if streaming => {
+            let file = std::env::temp_dir().join(format!("maquette-stories-{count}-{}.txt", recipe.train.seed));
+            write_atomic(&file, stories::generate(count, recipe.train.seed).as_bytes())?;
+            Ok(Some(file))
+        }
+        TextSource::Stories => Ok(None),
+    }
+}
+
+impl Corpus {
+    /// Text, a tokenizer learnt from it, and what is held out.
+    fn open(recipe: &GptRecipe, path: Option<&Path>) -> Result<Self, TrainError> {
+        let data = &recipe.data;
+        let whole = match path {
+            Some(path) if data.streaming => return Self::stream(recipe, path),
+            Some(path) => text::read(path).map_err(TrainError::other)?,
+            None => stories::generate(data.count, recipe.train.seed),
+        };
+        let tokenizer = recipe.tokenizer.train(std::iter::once(Ok(whole.clone()))).map_err(TrainError::other)?;
+        let tokens = TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?;
+        let (train, validation) = tokens.split(data.validation).map_err(TrainError::other)?;
+        train.check(recipe.train.batch, recipe.model.seq_len).map_err(TrainError::other)?;
+        Self::new(tokenizer, TrainText::Memory(train), validation, tokens.hash(), recipe)
+    }
+
+    /// A stream over files of any size. A learnt vocabulary comes from their first 32 MiB.
+    fn stream(recipe: &GptRecipe, path: &Path) -> Result<Self, TrainError> {
+        const PIECE: usize = 64 << 10;
+        const PIECES: usize = 512;
+        let files = text::files(path).map_err(TrainError::other)?;
+        let head = text::pieces(&files, PIECE).take(PIECES).map(|piece| Ok(piece?.text));
+        let tokenizer = Arc::new(recipe.tokenizer.train(head).map_err(TrainError::other)?);
+        let config = TextStreamConfig {
+            batch: recipe.train.batch,
+            seq_len: recipe.model.seq_len,
+            seed: recipe.train.seed,
+            buffer: recipe.data.shuffle_buffer,
+            holdout: recipe.data.validation,
+            ..TextStreamConfig::default()
+        };
+        let mut stream = TextStream::open(path, tokenizer.clone(), config).map_err(TrainError::other)?;
+        let windows = recipe.data.validation_windows.unwrap_or(STREAMED_WINDOWS);
+        let validation = stream.holdout(windows * recipe.model.seq_len).map_err(TrainError::other)?;
+        let sha256 = stream.hash().map_err(TrainError::other)?;
+        let tokenizer = Arc::unwrap_or_clone(tokenizer);
+        Self::new(tokenizer, TrainText::Disk(Box::new(stream)), validation, sha256, recipe)
+    }
+
+    fn new(
+        tokenizer: Tokenizer,
+        train: TrainText,
+        validation: TokenSet,
+        sha256: String,
+        recipe: &GptRecipe,
+    ) -> Result<Self, TrainError> {
+        validation.check(1, recipe.model.seq_len).map_err(TrainError::other)?;
+        let validation_bytes = tokenizer.decode(&validation.tokens).map_err(TrainError::other)?.len();
+        Ok(Self { tokenizer: Arc::new(tokenizer), train, validation, validation_bytes, sha256 })
+    }
+}
+
+/// `[batch, seq_len]` inputs and targets.
+fn tensors(windows: &Windows, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
+    let tensor = |ids: &[u32]| {
+        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        Tensor::from_data(TensorData::new(ids, [windows.batch, windows.seq_len]), device)
+    };
+    (tensor(&windows.inputs), tensor(&windows.targets))
+}
+
+/// Held-out text and what is needed to measure a model on it.
+struct HeldOut<'a> {
+    tokens: &'a TokenSet,
+    bytes: usize,
+    recipe: &'a GptRecipe,
+    device: &'a Device,
+}
+
+impl HeldOut<'_> {
+    /// Loss in nats per token over windows side by side, perplexity, bits per byte.
+    fn measure(&self, model: &Gpt) -> Result<Metrics, BoxError> {
+        const ROWS: usize = 32;
+        let seq_len = self.recipe.model.seq_len;
+        let limit = self.recipe.data.validation_windows.unwrap_or(usize::MAX).saturating_mul(seq_len);
+        let (mut nats, mut count) = (0.0, 0usize);
+        for windows in self.tokens.coverage(ROWS, seq_len)? {
+            if count >= limit {
+                break;
+            }
+            let (inputs, targets) = tensors(&windows, self.device);
+            let tokens = windows.inputs.len();
+            nats += f64::from(model.loss(inputs, targets).into_scalar::<f32>()) * tokens as f64;
+            count += tokens;
+        }
+        let loss = nats / count as f64;
+        let bytes = self.bytes as f64 * count as f64 / self.tokens.len() as f64;
+        Ok(Metrics::from([
+            ("loss".to_owned(), loss),
+            ("perplexity".to_owned(), likelihood::perplexity(loss)),
+            ("bits_per_byte".to_owned(), likelihood::bits_per_byte(nats, bytes.round() as usize)?),
+        ]))
+    }
+}
+
+/// Writes `sample-N.txt`.
+fn samples(model: &Gpt, step: u64, folder: &Path, recipe: &GptRecipe, tokenizer: &Tokenizer, device: &Device) -> Result<(), BoxError> {
+    let prompt = if recipe.sample.prompt.is_empty() { "\n" } else { &recipe.sample.prompt };
+    for i in 0..recipe.sample.count {
+        let seed = maquette_rng::seed_for(recipe.train.seed, Stream::Sample, step) ^ i as u64;
+        let request = TextRequest { prompt, options: &recipe.sample.options, seed };
+        let made = write(model, tokenizer, &request, device, |_| ControlFlow::Continue(()))?;
+        write_atomic(&folder.join(format!("sample-{i}.txt")), format!("{prompt}{}\n", made.text).as_bytes())?;
+    }
+    Ok(())
+}
+
+/// What is asked of a language model.
+pub struct TextRequest<'a> {
+    /// The text to go on from.
+    pub prompt: &'a str,
+    /// How long, when to stop, how each token is drawn.
+    pub options: &'a GenerateOptions,
+    /// The seed.
+    pub seed: u64,
+}
+
+/// Generates text with the model's key-value cache, handing pieces to `on_text` as they come.
+///
+/// # Errors
+/// A prompt the tokenizer cannot encode, or options out of range.
+pub fn write(
+    model: &Gpt,
+    tokenizer: &Tokenizer,
+    request: &TextRequest<'_>,
+    device: &Device,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, TrainError> {
+    let prompt = tokenizer.encode(request.prompt).map_err(TrainError::other)?;
+    let mut cache = KvCache::new();
+    let mut forward = |feed: Feed<'_>| -> Result<Vec<f32>, GenerateError> {
+        let one;
+        let ids: &[u32] = match feed {
+            Feed::Restart(ids) => {
+                cache.clear();
+                ids
+            }
+            Feed::Append(id) => {
+                one = [id];
+                &one
+            }
+        };
+        let shape = [1, ids.len()];
+        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+        let logits = model.forward_cached(Tensor::from_data(TensorData::new(ids, shape), device), &mut cache);
+        let [_, seq, vocab] = logits.dims();
+        let last = logits.narrow(1, seq - 1, 1).reshape([vocab]);
+        last.try_into_vec_as::<f32>().map_err(|error| GenerateError::Decode(format!("{error:?}")))
+    };
+    let mut token_model = TokenModel { forward: &mut forward, seq_len: model.seq_len() };
+    let mut random = rng(request.seed, Stream::Sample, 0);
+    let mut options = request.options.clone();
+    options.end_tokens.extend(tokenizer.end_of_text());
+    generate_text(&mut token_model, &prompt, &options, |ids| tokenizer.decode(ids), &mut random, on_text)
+        .map_err(TrainError::other)
+}

@@ -1,0 +1,263 @@
+//! One file per family: how a recipe becomes a trained, measured model.
+//!
+//! Each reads top to bottom: data, model, optimiser, loop, save, measure. What they share is here:
+//! the job, the run folder it opens, and the choice of the family.
+
+pub mod classifier;
+pub mod diffusion;
+pub mod generate;
+pub mod gpt;
+pub mod images;
+pub mod judge;
+pub mod pictures;
+pub mod points;
+pub mod sections;
+pub mod vae;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use burn::module::Module;
+use burn::tensor::Device;
+use serde::{Deserialize, Serialize};
+
+use crate::spec::Invalid;
+use crate::{
+    Control, Evaluation, Event, LoopSpec, OptimizerSpec, Place, Plan, RecipeError, Run, RunResult, RunSpec,
+    ScheduleSpec, Source, Task, TrainError, fit, recipe, run,
+};
+
+/// The kinds of model that can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// Autoregressive transformer on text.
+    Gpt,
+    /// Variational autoencoder on images.
+    Vae,
+    /// Denoising diffusion on images.
+    Diffusion,
+    /// Denoising diffusion on points in the plane.
+    Points,
+    /// Image classifier.
+    Classifier,
+}
+
+/// Every family with its one line, for listings.
+pub const FAMILIES: &[(&str, &str)] = &[
+    ("gpt", "decoder-only transformer (GPT-2 and Llama forms) on text"),
+    ("vae", "variational autoencoder (MLP or convolutional) on images"),
+    ("diffusion", "denoising diffusion (U-Net, class-conditional) on images"),
+    ("points", "denoising diffusion (MLP) on points in the plane"),
+    ("classifier", "convolutional image classifier, the judge of generated images"),
+];
+
+impl Family {
+    /// The family that a recipe names.
+    ///
+    /// # Errors
+    /// No `family`, or one that is not known.
+    pub fn of(source: &Source) -> Result<Self, RecipeError> {
+        let name = source.top("family")?;
+        match name.as_str() {
+            "gpt" => Ok(Self::Gpt),
+            "vae" => Ok(Self::Vae),
+            "diffusion" => Ok(Self::Diffusion),
+            "points" => Ok(Self::Points),
+            "classifier" => Ok(Self::Classifier),
+            _ => {
+                let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
+                let help = format!("families are {}", known.join(", "));
+                Err(source.at("family", format!("there is no family `{name}`"), Some(help)))
+            }
+        }
+    }
+}
+
+/// What the caller wants trained, where, and how he watches.
+pub struct Job<'a> {
+    /// The recipe and its overrides.
+    pub source: Source,
+    /// A new run folder, or the one to go on with.
+    pub place: Place,
+    /// `--data`: stands for the recipe's `data.path`.
+    pub data: Option<PathBuf>,
+    /// Where to compute, without autodiff.
+    pub device: Device,
+    /// What the user calls it.
+    pub device_name: String,
+    /// Measure a few steps instead of training.
+    pub dry_run: bool,
+    /// Set to stop after the current step.
+    pub stop: &'a AtomicBool,
+    /// Called on every event.
+    pub on_event: &'a mut dyn FnMut(Event<'_>),
+}
+
+/// What came of a job.
+pub enum Outcome {
+    /// A run folder.
+    Trained(RunResult),
+    /// `--dry-run`.
+    Estimated(Estimate),
+}
+
+/// What training would take.
+pub struct Estimate {
+    /// The recipe with every default written out, TOML.
+    pub recipe: String,
+    /// Parameters of the model.
+    pub parameters: usize,
+    /// Memory of the process after the measured steps, in MiB.
+    pub memory_mib: f64,
+    /// Seconds of one optimiser step.
+    pub seconds_per_step: f64,
+    /// Over how many steps that was measured.
+    pub measured_steps: u64,
+    /// Steps of the recipe.
+    pub steps: u64,
+}
+
+impl Estimate {
+    /// The time of all steps.
+    pub fn training(&self) -> Duration {
+        Duration::try_from_secs_f64(self.seconds_per_step * self.steps as f64).unwrap_or(Duration::MAX)
+    }
+}
+
+/// Trains the recipe of `job`, or estimates what that would take.
+///
+/// # Errors
+/// Anything between a recipe that does not parse and a full disk; see [`TrainError`].
+pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
+    match Family::of(&job.source)? {
+        Family::Gpt => gpt::train(job),
+        Family::Vae => vae::train(job),
+        Family::Diffusion => diffusion::train(job),
+        Family::Points => points::train(job),
+        Family::Classifier => classifier::train(job),
+    }
+}
+
+/// A request to measure a run's model again.
+pub struct EvaluateJob<'a> {
+    /// The run folder.
+    pub run: PathBuf,
+    /// Stands for the recipe's `data.path`.
+    pub data: Option<PathBuf>,
+    /// Only these metrics; all when empty.
+    pub metrics: Vec<String>,
+    /// Where to compute, without autodiff.
+    pub device: Device,
+    /// Told what is being done.
+    pub say: &'a mut dyn FnMut(&str),
+}
+
+/// Measures the model of a run on its data, as the end of training does.
+///
+/// # Errors
+/// Not a run, no trained model in it, data that is missing, or an unknown metric.
+pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
+    let source = of_run(&job.run)?;
+    let wanted = job.metrics.clone();
+    let all = match Family::of(&source)? {
+        Family::Gpt => gpt::evaluate(&source, job)?,
+        Family::Vae => vae::evaluate(&source, job)?,
+        Family::Diffusion => diffusion::evaluate(&source, job)?,
+        Family::Points => points::evaluate(&source, job)?,
+        Family::Classifier => classifier::evaluate(&source, job)?,
+    };
+    if let Some(unknown) = wanted.iter().find(|name| !all.metrics.contains_key(*name)) {
+        let known: Vec<_> = all.metrics.keys().map(String::as_str).collect();
+        return Err(TrainError::other(format!("there is no metric `{unknown}` for this run; it has {}", known.join(", "))));
+    }
+    let keep = |name: &String| wanted.is_empty() || wanted.contains(name);
+    Ok(Evaluation {
+        metrics: all.metrics.into_iter().filter(|(name, _)| keep(name)).collect(),
+        signatures: all.signatures.into_iter().filter(|(name, _)| keep(name)).collect(),
+    })
+}
+
+/// The recipe of a run folder.
+///
+/// # Errors
+/// Not a run folder.
+pub fn of_run(dir: &Path) -> Result<Source, TrainError> {
+    Ok(Source::new(&dir.join("recipe.toml").display().to_string(), &run::recipe(dir)?, &[]))
+}
+
+impl Job<'_> {
+    /// The path of the data: `--data`, else the recipe's `data.path`.
+    pub(crate) fn data_path<'a>(&'a self, recipe: Option<&'a Path>) -> Option<&'a Path> {
+        self.data.as_deref().or(recipe)
+    }
+
+    /// Writes `--data` into a new run's recipe, so that the run can be resumed and measured without it.
+    /// A resumed run keeps what it has: the data's hash decides whether it is the same data.
+    pub(crate) fn remember_data(&self, path: &mut Option<PathBuf>) {
+        if let (Some(data), Place::New { .. } | Place::Out(_)) = (&self.data, &self.place) {
+            *path = Some(std::path::absolute(data).unwrap_or_else(|_| data.clone()));
+        }
+    }
+
+    /// Opens the run folder of this job.
+    pub(crate) fn open_run<R: Serialize>(&self, recipe: &R, data_sha256: &str) -> Result<Run, TrainError> {
+        Run::open(&RunSpec {
+            place: self.place.clone(),
+            recipe: &recipe::resolved(recipe)?,
+            data_sha256,
+            device: &self.device_name,
+        })
+    }
+
+    /// Says what is being done outside the loop.
+    pub(crate) fn say(&mut self, what: &str) {
+        (self.on_event)(Event::Doing(what));
+    }
+
+    /// The handles that the loop needs.
+    pub(crate) fn control(&mut self) -> Control<'_> {
+        Control { stop: self.stop, on_event: self.on_event }
+    }
+
+    /// Ends a `--dry-run`.
+    pub(crate) fn estimate<R: Serialize, M: Module, B>(
+        &self,
+        recipe: &R,
+        model: M,
+        task: Task<'_, M, B>,
+        plan: &Plan<'_>,
+    ) -> Result<Outcome, TrainError> {
+        let fit::Measured { parameters, seconds_per_step, steps } = fit::measure(model, task, plan)?;
+        Ok(Outcome::Estimated(Estimate {
+            recipe: recipe::resolved(recipe)?,
+            parameters,
+            memory_mib: resident_mib(),
+            seconds_per_step,
+            measured_steps: steps,
+            steps: plan.steps,
+        }))
+    }
+}
+
+/// Checks the three sections that every recipe has.
+pub(crate) fn validate(
+    source: &Source,
+    optimizer: &OptimizerSpec,
+    schedule: &ScheduleSpec,
+    train: &LoopSpec,
+) -> Result<(), RecipeError> {
+    let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
+    optimizer.validate().map_err(at("optimizer"))?;
+    schedule.validate().map_err(at("schedule"))?;
+    train.validate().map_err(at("train"))
+}
+
+/// Memory of this process, in MiB; 0 where the system does not tell.
+pub fn resident_mib() -> f64 {
+    let Ok(mut system) = sysinfo::System::new() else { return 0.0 };
+    let Ok(pid) = sysinfo::get_current_pid() else { return 0.0 };
+    system.refresh_processes(sysinfo::ProcessesToUpdate::Some(&[pid]), true);
+    system.process(pid).map_or(0.0, |process| process.memory() as f64 / (1u64 << 20) as f64)
+}

@@ -1,0 +1,328 @@
+//! The command line, as typed by the user. Nothing here is resolved yet: see `commands`.
+
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+/// Everything `maquette` understands.
+#[derive(Debug, Parser)]
+#[command(
+    name = "maquette",
+    version,
+    about = "Generative AI you can train, measure and ship on your own machine",
+    after_help = "Start here:\n  maquette train glyphs        train a picture model in minutes, see runs/*/report.html\n  maquette list recipes        what can be trained\n  maquette lab 4               run one of the handbook's experiments\n\nEvery flag can also be set as MAQUETTE_<FLAG>, for example MAQUETTE_DEVICE=cpu.\nExit codes: 0 done, 1 failed, 2 wrong usage.",
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print one JSON object as the last line of stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No progress on stderr.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Worker threads (default: one per core).
+    #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a recipe into a run folder with weights, samples and a report.
+    Train(TrainArgs),
+    /// Make text or images with a trained model.
+    Generate(GenerateArgs),
+    /// Measure a trained model again.
+    Evaluate(EvaluateArgs),
+    /// Train, inspect and use tokenizers.
+    #[command(subcommand)]
+    Tokenizer(TokenizerCommand),
+    /// Run the handbook's experiments: claims that can fail.
+    Lab(LabArgs),
+    /// List what there is.
+    List(ListArgs),
+    /// Show what this machine offers: cores, SIMD, memory, devices, folders, versions.
+    Doctor(DoctorArgs),
+    /// Print a shell completion script.
+    Completions(CompletionsArgs),
+}
+
+/// `maquette train`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  maquette train glyphs\n  maquette train shakespeare-char --data input.txt --set train.steps=500\n  maquette train my-recipe.toml --dry-run\n  maquette train --resume runs/glyphs-20260101-120000"
+)]
+pub struct TrainArgs {
+    /// A built-in recipe's name (`maquette list recipes`) or the path of a recipe file.
+    #[arg(required_unless_present = "resume")]
+    pub recipe: Option<String>,
+    /// The data: a file or folder, as the recipe says.
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Change one key of the recipe, for example `--set optimizer.lr=3e-4`.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub sets: Vec<String>,
+    /// Optimiser steps; short for `--set train.steps=N`.
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
+    /// The seed of everything random; short for `--set train.seed=N`.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, value_name = "D", default_value = "cpu")]
+    pub device: String,
+    /// The run folder to make (default: runs/<recipe>-<time>).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on with an interrupted run from its last checkpoint.
+    #[arg(long, value_name = "RUN")]
+    pub resume: Option<PathBuf>,
+    /// Print the resolved recipe, parameter count, memory and time estimate; train nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `maquette generate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
+)]
+pub struct GenerateArgs {
+    /// A run folder, or a Hugging Face folder of a GPT-2 or Llama model.
+    #[arg(required_unless_present = "replay")]
+    pub model: Option<PathBuf>,
+    /// The text to go on from; `-` reads stdin.
+    #[arg(long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// How many outputs.
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1)]
+    pub count: usize,
+    /// The seed: the same seed makes the same output.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Folder for images (default: the run's samples/), file for text.
+    #[arg(long, value_name = "PATH")]
+    pub out: Option<PathBuf>,
+    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, value_name = "D", default_value = "cpu")]
+    pub device: String,
+    /// Make the image again that this PNG holds, byte for byte, from the recipe inside it.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["prompt", "label"])]
+    pub replay: Option<PathBuf>,
+    /// Text: how many tokens to make at most.
+    #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Text")]
+    pub max_tokens: usize,
+    /// Text: 0 is greedy, 1 the model's own distribution.
+    #[arg(long, value_name = "T", default_value_t = 0.8, help_heading = "Text")]
+    pub temperature: f64,
+    /// Text: keep the K most probable tokens (0: all).
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Text")]
+    pub top_k: usize,
+    /// Text: keep the smallest set of tokens with this much probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text")]
+    pub top_p: f64,
+    /// Text: drop tokens less probable than P times the best.
+    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
+    pub min_p: f64,
+    /// Text: divide the logits of tokens already seen by this.
+    #[arg(
+        long,
+        value_name = "R",
+        default_value_t = 1.0,
+        help_heading = "Text"
+    )]
+    pub repetition_penalty: f64,
+    /// Text: stop before this string; may be given several times.
+    #[arg(long, value_name = "TEXT", help_heading = "Text")]
+    pub stop: Vec<String>,
+    /// Images: denoising steps.
+    #[arg(long, value_name = "N", help_heading = "Images")]
+    pub steps: Option<usize>,
+    /// Images: classifier-free guidance scale; 1 is none.
+    #[arg(long, value_name = "W", help_heading = "Images")]
+    pub guidance: Option<f64>,
+    /// Images: class names or numbers to draw, separated by commas, repeated in turn.
+    #[arg(long, value_name = "A,B", help_heading = "Images")]
+    pub label: Option<String>,
+    /// Images: how to walk from noise to data.
+    #[arg(long, value_name = "S", help_heading = "Images")]
+    pub sampler: Option<String>,
+}
+
+/// `maquette evaluate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback --json"
+)]
+pub struct EvaluateArgs {
+    /// A run folder.
+    pub run: PathBuf,
+    /// The data, where the recipe needs a path (default: the one it was trained on).
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Only these metrics, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub metrics: Vec<String>,
+    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, value_name = "D", default_value = "cpu")]
+    pub device: String,
+}
+
+/// The kinds of tokenizer that can be trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokenizerKind {
+    /// One token per byte.
+    Byte,
+    /// One token per character of the text.
+    Char,
+    /// Byte-level byte pair encoding (GPT-2).
+    Bpe,
+    /// WordPiece (BERT).
+    WordPiece,
+    /// Unigram language model (SentencePiece).
+    Unigram,
+}
+
+/// `maquette tokenizer`.
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Train a tokenizer on text files and write `tokenizer.json`.
+    #[command(
+        after_help = "Example:\n  maquette tokenizer train input.txt --kind bpe --vocab-size 1000 --out tokenizer.json"
+    )]
+    Train {
+        /// Text files (UTF-8).
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The algorithm.
+        #[arg(long, value_enum, default_value = "bpe")]
+        kind: TokenizerKind,
+        /// Entries in the vocabulary, special tokens included (byte and char set their own).
+        #[arg(long, value_name = "N", default_value_t = 8192)]
+        vocab_size: usize,
+        /// Special tokens, separated by commas.
+        #[arg(long, value_name = "A,B", value_delimiter = ',')]
+        special: Vec<String>,
+        /// Where to write.
+        #[arg(long, value_name = "FILE", default_value = "tokenizer.json")]
+        out: PathBuf,
+    },
+    /// Turn text into token ids.
+    #[command(
+        after_help = "Example:\n  maquette tokenizer encode tokenizer.json \"To be, or not to be\""
+    )]
+    Encode {
+        /// `tokenizer.json`, or a folder that holds one.
+        tokenizer: PathBuf,
+        /// The text; read from stdin when absent.
+        text: Option<String>,
+    },
+    /// Turn token ids back into text.
+    #[command(after_help = "Example:\n  maquette tokenizer decode tokenizer.json 17 42 9")]
+    Decode {
+        /// `tokenizer.json`, or a folder that holds one.
+        tokenizer: PathBuf,
+        /// The ids; read from stdin when absent.
+        ids: Vec<u32>,
+    },
+    /// Show what a tokenizer is, and how well it compresses a text.
+    #[command(after_help = "Example:\n  maquette tokenizer inspect tokenizer.json --text input.txt")]
+    Inspect {
+        /// `tokenizer.json`, or a folder that holds one.
+        tokenizer: PathBuf,
+        /// A text file to measure bytes per token on.
+        #[arg(long, value_name = "FILE")]
+        text: Option<PathBuf>,
+    },
+}
+
+/// `maquette lab`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  maquette lab list\n  maquette lab 4\n  maquette lab kl-divergence --json\n  maquette lab all --quick"
+)]
+pub struct LabArgs {
+    /// A number, a name, `list` or `all`.
+    #[arg(default_value = "list")]
+    pub lab: String,
+    /// Only what runs within seconds on built-in data, as continuous integration does.
+    #[arg(long)]
+    pub quick: bool,
+    /// The seed.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Folder of real data sets (mnist/, tinyshakespeare/, ...).
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Folder for results and plots (default: labs/).
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write result and plot beside the lab's page in the repository's handbook, and make its
+    /// ledger anew.
+    #[arg(long)]
+    pub record: bool,
+    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, value_name = "D", default_value = "cpu")]
+    pub device: String,
+}
+
+/// What `maquette list` lists.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Listing {
+    /// What can be trained.
+    Recipes,
+    /// Data sets.
+    Data,
+    /// Model families.
+    Models,
+    /// Run folders here.
+    Runs,
+    /// The handbook's experiments.
+    Labs,
+}
+
+/// `maquette list`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  maquette list recipes")]
+pub struct ListArgs {
+    /// What to list.
+    #[arg(value_enum)]
+    pub what: Listing,
+    /// Where the runs are.
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub runs: PathBuf,
+}
+
+/// `maquette doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  maquette doctor --json")]
+pub struct DoctorArgs {}
+
+/// `maquette completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  maquette completions bash > ~/.local/share/bash-completion/completions/maquette")]
+pub struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// The command with `MAQUETTE_<FLAG>` bound to every flag of every subcommand.
+pub fn command() -> clap::Command {
+    fn bind(command: clap::Command) -> clap::Command {
+        let command = command.mut_args(|arg| match arg.get_long() {
+            Some(long) if !matches!(long, "help" | "version") => {
+                let name = format!("MAQUETTE_{}", long.replace('-', "_").to_uppercase());
+                arg.env(name).hide_env(true)
+            }
+            _ => arg,
+        });
+        command.mut_subcommands(bind)
+    }
+    bind(Cli::command())
+}
