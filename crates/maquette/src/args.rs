@@ -15,24 +15,24 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
     subcommand_required = true,
     arg_required_else_help = true
 )]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
     /// Print one JSON object as the last line of stdout.
     #[arg(long, global = true)]
-    pub json: bool,
+    pub(crate) json: bool,
     /// No progress on stderr.
     #[arg(long, short, global = true)]
-    pub quiet: bool,
+    pub(crate) quiet: bool,
     /// Worker threads (default: one per core).
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub threads: Option<u16>,
+    pub(crate) threads: Option<u16>,
 }
 
 /// The commands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Train a recipe into a run folder with weights, samples and a report.
     Train(TrainArgs),
     /// Make text or images with a trained model.
@@ -57,34 +57,34 @@ pub enum Command {
 #[command(
     after_help = "Examples:\n  maquette train glyphs\n  maquette train shakespeare-char --data input.txt --set train.steps=500\n  maquette train my-recipe.toml --dry-run\n  maquette train --resume runs/glyphs-20260101-120000"
 )]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// A built-in recipe's name (`maquette list recipes`) or the path of a recipe file.
     #[arg(required_unless_present = "resume")]
-    pub recipe: Option<String>,
+    pub(crate) recipe: Option<String>,
     /// The data: a file or folder, as the recipe says.
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Change one key of the recipe, for example `--set optimizer.lr=3e-4`.
     #[arg(long = "set", value_name = "KEY=VALUE")]
-    pub sets: Vec<String>,
+    pub(crate) sets: Vec<String>,
     /// Optimiser steps; short for `--set train.steps=N`.
     #[arg(long, value_name = "N")]
-    pub steps: Option<u64>,
+    pub(crate) steps: Option<u64>,
     /// The seed of everything random; short for `--set train.seed=N`.
     #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
+    pub(crate) seed: Option<u64>,
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
-    pub device: String,
+    pub(crate) device: String,
     /// The run folder to make (default: runs/<recipe>-<time>).
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Go on with an interrupted run from its last checkpoint.
     #[arg(long, value_name = "RUN")]
-    pub resume: Option<PathBuf>,
+    pub(crate) resume: Option<PathBuf>,
     /// Print the resolved recipe, parameter count, memory and time estimate; train nothing.
     #[arg(long)]
-    pub dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 /// `maquette generate`.
@@ -92,43 +92,43 @@ pub struct TrainArgs {
 #[command(
     after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
 )]
-pub struct GenerateArgs {
+pub(crate) struct GenerateArgs {
     /// A run folder, or a Hugging Face folder of a GPT-2 or Llama model.
     #[arg(required_unless_present = "replay")]
-    pub model: Option<PathBuf>,
+    pub(crate) model: Option<PathBuf>,
     /// The text to go on from; `-` reads stdin.
     #[arg(long, value_name = "TEXT")]
-    pub prompt: Option<String>,
+    pub(crate) prompt: Option<String>,
     /// How many outputs.
     #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1)]
-    pub count: usize,
+    pub(crate) count: usize,
     /// The seed: the same seed makes the same output.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Folder for images (default: the run's samples/), file for text.
     #[arg(long, value_name = "PATH")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
-    pub device: String,
+    pub(crate) device: String,
     /// Make the image again that this PNG holds, byte for byte, from the recipe inside it.
     #[arg(long, value_name = "IMAGE", conflicts_with_all = ["prompt", "label"])]
-    pub replay: Option<PathBuf>,
+    pub(crate) replay: Option<PathBuf>,
     /// Text: how many tokens to make at most.
     #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Text")]
-    pub max_tokens: usize,
+    pub(crate) max_tokens: usize,
     /// Text: 0 is greedy, 1 the model's own distribution.
     #[arg(long, value_name = "T", default_value_t = 0.8, help_heading = "Text")]
-    pub temperature: f64,
+    pub(crate) temperature: f64,
     /// Text: keep the K most probable tokens (0: all).
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Text")]
-    pub top_k: usize,
+    pub(crate) top_k: usize,
     /// Text: keep the smallest set of tokens with this much probability.
     #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text")]
-    pub top_p: f64,
+    pub(crate) top_p: f64,
     /// Text: drop tokens less probable than P times the best.
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
-    pub min_p: f64,
+    pub(crate) min_p: f64,
     /// Text: divide the logits of tokens already seen by this.
     #[arg(
         long,
@@ -136,22 +136,22 @@ pub struct GenerateArgs {
         default_value_t = 1.0,
         help_heading = "Text"
     )]
-    pub repetition_penalty: f64,
+    pub(crate) repetition_penalty: f64,
     /// Text: stop before this string; may be given several times.
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
-    pub stop: Vec<String>,
+    pub(crate) stop: Vec<String>,
     /// Images: denoising steps.
     #[arg(long, value_name = "N", help_heading = "Images")]
-    pub steps: Option<usize>,
+    pub(crate) steps: Option<usize>,
     /// Images: classifier-free guidance scale; 1 is none.
     #[arg(long, value_name = "W", help_heading = "Images")]
-    pub guidance: Option<f64>,
+    pub(crate) guidance: Option<f64>,
     /// Images: class names or numbers to draw, separated by commas, repeated in turn.
     #[arg(long, value_name = "A,B", help_heading = "Images")]
-    pub label: Option<String>,
+    pub(crate) label: Option<String>,
     /// Images: how to walk from noise to data.
     #[arg(long, value_name = "S", help_heading = "Images")]
-    pub sampler: Option<String>,
+    pub(crate) sampler: Option<String>,
 }
 
 /// `maquette evaluate`.
@@ -159,23 +159,23 @@ pub struct GenerateArgs {
 #[command(
     after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback --json"
 )]
-pub struct EvaluateArgs {
+pub(crate) struct EvaluateArgs {
     /// A run folder.
-    pub run: PathBuf,
+    pub(crate) run: PathBuf,
     /// The data, where the recipe needs a path (default: the one it was trained on).
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Only these metrics, separated by commas.
     #[arg(long, value_name = "A,B", value_delimiter = ',')]
-    pub metrics: Vec<String>,
+    pub(crate) metrics: Vec<String>,
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
-    pub device: String,
+    pub(crate) device: String,
 }
 
 /// The kinds of tokenizer that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum TokenizerKind {
+pub(crate) enum TokenizerKind {
     /// One token per byte.
     Byte,
     /// One token per character of the text.
@@ -190,7 +190,7 @@ pub enum TokenizerKind {
 
 /// `maquette tokenizer`.
 #[derive(Debug, Subcommand)]
-pub enum TokenizerCommand {
+pub(crate) enum TokenizerCommand {
     /// Train a tokenizer on text files and write `tokenizer.json`.
     #[command(
         after_help = "Example:\n  maquette tokenizer train input.txt --kind bpe --vocab-size 1000 --out tokenizer.json"
@@ -246,34 +246,34 @@ pub enum TokenizerCommand {
 #[command(
     after_help = "Examples:\n  maquette lab list\n  maquette lab 4\n  maquette lab kl-divergence --json\n  maquette lab all --quick"
 )]
-pub struct LabArgs {
+pub(crate) struct LabArgs {
     /// A number, a name, `list` or `all`.
     #[arg(default_value = "list")]
-    pub lab: String,
+    pub(crate) lab: String,
     /// Only what runs within seconds on built-in data, as continuous integration does.
     #[arg(long)]
-    pub quick: bool,
+    pub(crate) quick: bool,
     /// The seed.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub seed: u64,
+    pub(crate) seed: u64,
     /// Folder of real data sets (mnist/, tinyshakespeare/, ...).
     #[arg(long, value_name = "PATH")]
-    pub data: Option<PathBuf>,
+    pub(crate) data: Option<PathBuf>,
     /// Folder for results and plots (default: labs/).
     #[arg(long, value_name = "DIR")]
-    pub out: Option<PathBuf>,
+    pub(crate) out: Option<PathBuf>,
     /// Write result and plot beside the lab's page in the repository's handbook, and make its
     /// ledger anew.
     #[arg(long)]
-    pub record: bool,
+    pub(crate) record: bool,
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
-    pub device: String,
+    pub(crate) device: String,
 }
 
 /// What `maquette list` lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Listing {
+pub(crate) enum Listing {
     /// What can be trained.
     Recipes,
     /// Data sets.
@@ -289,31 +289,31 @@ pub enum Listing {
 /// `maquette list`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  maquette list recipes")]
-pub struct ListArgs {
+pub(crate) struct ListArgs {
     /// What to list.
     #[arg(value_enum)]
-    pub what: Listing,
+    pub(crate) what: Listing,
     /// Where the runs are.
     #[arg(long, value_name = "DIR", default_value = "runs")]
-    pub runs: PathBuf,
+    pub(crate) runs: PathBuf,
 }
 
 /// `maquette doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  maquette doctor --json")]
-pub struct DoctorArgs {}
+pub(crate) struct DoctorArgs {}
 
 /// `maquette completions`.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  maquette completions bash > ~/.local/share/bash-completion/completions/maquette")]
-pub struct CompletionsArgs {
+pub(crate) struct CompletionsArgs {
     /// The shell.
     #[arg(value_enum)]
-    pub shell: clap_complete::Shell,
+    pub(crate) shell: clap_complete::Shell,
 }
 
 /// The command with `MAQUETTE_<FLAG>` bound to every flag of every subcommand.
-pub fn command() -> clap::Command {
+pub(crate) fn command() -> clap::Command {
     fn bind(command: clap::Command) -> clap::Command {
         let command = command.mut_args(|arg| match arg.get_long() {
             Some(long) if !matches!(long, "help" | "version") => {

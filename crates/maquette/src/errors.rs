@@ -6,7 +6,7 @@ use miette::{Diagnostic, LabeledSpan, NamedSource};
 /// The command line asks for something that cannot be: exit code 2.
 #[derive(Debug, thiserror::Error, Diagnostic)]
 #[error("{message}")]
-pub struct Usage {
+pub(crate) struct Usage {
     message: String,
     #[help]
     help: Option<String>,
@@ -18,7 +18,7 @@ pub struct Usage {
 
 impl Usage {
     /// What is wrong, and what to do.
-    pub fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             help: Some(help.into()),
@@ -41,7 +41,7 @@ impl From<RecipeError> for Usage {
 }
 
 /// A library error as a report; a recipe that cannot be used is a usage error and points at its line.
-pub fn report(error: TrainError) -> miette::Report {
+pub(crate) fn report(error: TrainError) -> miette::Report {
     match error {
         TrainError::Recipe(error) => Usage::from(error).into(),
         error => failed(error),
@@ -49,7 +49,7 @@ pub fn report(error: TrainError) -> miette::Report {
 }
 
 /// Any other error as a report: the message, then each cause that the message does not yet tell.
-pub fn failed(error: impl std::error::Error) -> miette::Report {
+pub(crate) fn failed(error: impl std::error::Error) -> miette::Report {
     let mut message = error.to_string();
     let mut cause = error.source();
     while let Some(source) = cause {

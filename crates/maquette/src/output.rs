@@ -4,30 +4,30 @@ use std::io::Write;
 
 /// Where and how results are printed.
 #[derive(Debug, Clone, Copy)]
-pub struct Output {
+pub(crate) struct Output {
     /// One JSON object as the last line of stdout, and nothing else there.
-    pub json: bool,
+    pub(crate) json: bool,
     /// No progress on stderr.
-    pub quiet: bool,
+    pub(crate) quiet: bool,
 }
 
 impl Output {
     /// Print a line of text, unless the caller asked for JSON.
-    pub fn line(&self, text: impl std::fmt::Display) {
+    pub(crate) fn line(&self, text: impl std::fmt::Display) {
         if !self.json {
             print(&format!("{text}\n"));
         }
     }
 
     /// Print a piece of text as it comes, unless the caller asked for JSON.
-    pub fn piece(&self, text: &str) {
+    pub(crate) fn piece(&self, text: &str) {
         if !self.json {
             print(text);
         }
     }
 
     /// Print the final JSON object, if the caller asked for it.
-    pub fn object(&self, value: &serde_json::Value) {
+    pub(crate) fn object(&self, value: &serde_json::Value) {
         if self.json {
             print(&format!("{value}\n"));
         }

@@ -152,7 +152,7 @@ fn measure(model: &Classifier, test: &maquette_data::ImageSet, device: &Device) 
         let logits = model.forward(batch.tensor(device));
         let agree = logits.clone().argmax(1).squeeze_dim::<1>(1).equal(labels.clone());
         right += agree.int().sum().into_scalar::<i32>() as usize;
-        let loss = maquette_nn::loss::cross_entropy(logits, labels);
+        let loss = maquette_models::nn::loss::cross_entropy(logits, labels);
         nats += f64::from(loss.into_scalar::<f32>()) * indices.len() as f64;
     }
     let n = test.len() as f64;

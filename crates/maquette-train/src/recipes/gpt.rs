@@ -13,7 +13,7 @@ use maquette_generate::GenerateError;
 use maquette_generate::text::{Feed, GenerateOptions, Generated, TokenModel, generate as generate_text};
 use maquette_models::gpt::{Gpt, GptConfig};
 use maquette_models::hf;
-use maquette_nn::KvCache;
+use maquette_models::nn::KvCache;
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 

@@ -3,7 +3,7 @@
 use crate::args::{self, CompletionsArgs};
 
 /// Print the script for the asked shell.
-pub fn run(args: &CompletionsArgs) -> miette::Result<()> {
+pub(crate) fn run(args: &CompletionsArgs) -> miette::Result<()> {
     clap_complete::generate(
         args.shell,
         &mut args::command(),

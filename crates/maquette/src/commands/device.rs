@@ -5,7 +5,7 @@ use burn::tensor::Device;
 use crate::errors::Usage;
 
 /// The devices this build can name, for help and errors.
-pub const DEVICES: &[&str] = &[
+pub(crate) const DEVICES: &[&str] = &[
     "cpu",
     #[cfg(feature = "cuda")]
     "cuda",
@@ -17,7 +17,7 @@ pub const DEVICES: &[&str] = &[
 ///
 /// # Errors
 /// Unknown names, a bad index, and back ends that this build leaves out.
-pub fn parse(text: &str) -> Result<Device, Usage> {
+pub(crate) fn parse(text: &str) -> Result<Device, Usage> {
     let (name, index) = match text.split_once(':') {
         Some((name, index)) => (
             name,

@@ -26,7 +26,7 @@ fn simd() -> Vec<&'static str> {
 }
 
 /// Print the findings.
-pub fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
     let mut system = System::new().map_err(failed)?;
     system.refresh_memory();
     system.refresh_cpu_all();
@@ -34,7 +34,7 @@ pub fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
     let cpu = system.cpus().first().map_or("unknown", |cpu| cpu.brand()).to_owned();
     let gib = |bytes: u64| (bytes as f64 / (1u64 << 30) as f64 * 10.0).round() / 10.0;
     let (total, available) = (gib(system.total_memory()), gib(system.available_memory()));
-    let os = System::long_os_version().unwrap_or_else(|| std::env::consts::OS.to_owned());
+    let os = System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned());
     let data = std::env::var_os("MAQUETTE_DATA").map(std::path::PathBuf::from);
     let data = data.map_or("not set: pass --data, or set MAQUETTE_DATA to a folder of data sets".to_owned(), |path| {
         let state = if path.is_dir() { "" } else { " (no such folder)" };

@@ -10,7 +10,7 @@ use crate::errors::report;
 use crate::output::Output;
 
 /// Print the metrics, each with the signature that says how it was measured.
-pub fn run(args: EvaluateArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(args: EvaluateArgs, output: Output) -> miette::Result<()> {
     let status = Status::new(output.quiet);
     let evaluation = recipes::evaluate(EvaluateJob {
         run: args.run,

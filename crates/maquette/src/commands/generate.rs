@@ -17,7 +17,7 @@ use crate::errors::{Usage, failed, report};
 use crate::output::Output;
 
 /// Generate, or replay.
-pub fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
     let device = device::parse(&args.device)?;
     if let Some(image) = &args.replay {
         let out = args.out.unwrap_or_else(|| PathBuf::from("replayed.png"));

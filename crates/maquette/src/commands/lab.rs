@@ -12,7 +12,7 @@ use crate::errors::{Usage, failed};
 use crate::output::Output;
 
 /// Run one lab, all of them, or list the sixty topics.
-pub fn run(args: &LabArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(args: &LabArgs, output: Output) -> miette::Result<()> {
     match args.lab.as_str() {
         "list" => {
             list(output);
@@ -105,7 +105,7 @@ fn print(topic: &Topic, result: &LabResult, output: Output) {
 }
 
 fn list(output: Output) {
-    for topic in TOPICS {
+    for topic in &TOPICS {
         let quick = if topic.lab.as_ref().is_some_and(|lab| lab.ci) { "ci" } else { "" };
         output.line(format_args!("{:>2}  {:8} {:2}  {:26} {}", topic.number, topic.state(), quick, topic.slug, topic.title));
     }

@@ -27,7 +27,7 @@ const DATA: &[(&str, &str, &str)] = &[
 ];
 
 /// Print the asked-for list.
-pub fn run(args: &ListArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(args: &ListArgs, output: Output) -> miette::Result<()> {
     let rows: Vec<Value> = match args.what {
         Listing::Recipes => BUILT_IN.iter().map(|(name, text)| recipe_row(name, text)).collect(),
         Listing::Data => DATA

@@ -1,14 +1,14 @@
 //! One file per command: resolve what was typed, then run it.
 
-pub mod completions;
-pub mod device;
-pub mod doctor;
-pub mod evaluate;
-pub mod generate;
-pub mod lab;
-pub mod list;
-pub mod progress;
-pub mod recipes;
-pub mod threads;
-pub mod tokenizer;
-pub mod train;
+pub(crate) mod completions;
+pub(crate) mod device;
+pub(crate) mod doctor;
+pub(crate) mod evaluate;
+pub(crate) mod generate;
+pub(crate) mod lab;
+pub(crate) mod list;
+pub(crate) mod progress;
+pub(crate) mod recipes;
+pub(crate) mod threads;
+pub(crate) mod tokenizer;
+pub(crate) mod train;

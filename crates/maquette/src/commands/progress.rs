@@ -11,14 +11,14 @@ use maquette::train::{Event, Metrics, Progress};
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// One line that says what is being done.
-pub struct Status {
+pub(crate) struct Status {
     bar: ProgressBar,
     quiet: bool,
 }
 
 impl Status {
     /// Silent when `quiet`; plain lines where stderr is no terminal.
-    pub fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         let bar = ProgressBar::new_spinner();
         if quiet || !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -29,7 +29,7 @@ impl Status {
     }
 
     /// Say what is being done now.
-    pub fn say(&self, what: &str) {
+    pub(crate) fn say(&self, what: &str) {
         if self.bar.is_hidden() && !self.quiet {
             eprintln!("{what}");
         }
@@ -37,13 +37,13 @@ impl Status {
     }
 
     /// Take the line away.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }
 
 /// The training line: step, loss, rate, time left; validations and checkpoints above it.
-pub struct TrainingLine {
+pub(crate) struct TrainingLine {
     bar: ProgressBar,
     quiet: bool,
     last_log: RefCell<Option<Instant>>,
@@ -51,7 +51,7 @@ pub struct TrainingLine {
 
 impl TrainingLine {
     /// Silent when `quiet`; a line every ten seconds where stderr is no terminal.
-    pub fn new(quiet: bool) -> Self {
+    pub(crate) fn new(quiet: bool) -> Self {
         let bar = ProgressBar::new(0);
         if quiet || !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
@@ -62,7 +62,7 @@ impl TrainingLine {
     }
 
     /// Show what happened.
-    pub fn event(&self, event: &Event<'_>) {
+    pub(crate) fn event(&self, event: &Event<'_>) {
         match event {
             Event::Started { step: 0, parameters } => self.note(&format!("{} parameters", thousands(*parameters))),
             Event::Started { step, .. } => self.note(&format!("continuing after step {step}")),
@@ -103,19 +103,19 @@ impl TrainingLine {
     }
 
     /// Take the line away.
-    pub fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.bar.finish_and_clear();
     }
 }
 
 /// `name value, name value`, four digits each.
-pub fn listed(metrics: &Metrics) -> String {
+pub(crate) fn listed(metrics: &Metrics) -> String {
     let each: Vec<_> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     each.join(", ")
 }
 
 /// 1234567 as `1,234,567`.
-pub fn thousands(number: usize) -> String {
+pub(crate) fn thousands(number: usize) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (place, digit) in digits.chars().enumerate() {
@@ -128,7 +128,7 @@ pub fn thousands(number: usize) -> String {
 }
 
 /// A duration as `1h02m`, `3m20s` or `12s`.
-pub fn clock(duration: Duration) -> String {
+pub(crate) fn clock(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         s if s >= 100 * 3600 => "over 100h".into(),

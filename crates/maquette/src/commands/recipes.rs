@@ -5,17 +5,17 @@ use std::path::Path;
 use crate::errors::Usage;
 
 /// A recipe's name and its TOML text.
-pub struct Recipe {
+pub(crate) struct Recipe {
     /// What the user types, and the start of the run folder's name.
-    pub name: String,
+    pub(crate) name: String,
     /// The text.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 macro_rules! built_in {
     ($($name:literal),* $(,)?) => {
         /// Every recipe of `recipes/`, by name.
-        pub const BUILT_IN: &[(&str, &str)] = &[
+        pub(crate) const BUILT_IN: &[(&str, &str)] = &[
             $(($name, include_str!(concat!("../../../../recipes/", $name, ".toml")))),*
         ];
     };
@@ -44,7 +44,7 @@ built_in![
 ///
 /// # Errors
 /// No such recipe, or a file that cannot be read.
-pub fn find(name: &str) -> Result<Recipe, Usage> {
+pub(crate) fn find(name: &str) -> Result<Recipe, Usage> {
     if let Some((name, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
         return Ok(Recipe { name: (*name).to_owned(), text: (*text).to_owned() });
     }
@@ -67,7 +67,7 @@ pub fn find(name: &str) -> Result<Recipe, Usage> {
 ///
 /// # Errors
 /// A `--set` without `=`.
-pub fn sets(sets: &[String], short: &[(&str, Option<u64>)]) -> Result<Vec<(String, String)>, Usage> {
+pub(crate) fn sets(sets: &[String], short: &[(&str, Option<u64>)]) -> Result<Vec<(String, String)>, Usage> {
     let mut pairs = Vec::new();
     for set in sets {
         let (key, value) = set

@@ -3,7 +3,7 @@
 use crate::errors::Usage;
 
 /// Limit the worker threads of the whole process; must come before the first tensor.
-pub fn limit(threads: Option<u16>) -> miette::Result<()> {
+pub(crate) fn limit(threads: Option<u16>) -> miette::Result<()> {
     let Some(threads) = threads else {
         return Ok(());
     };

@@ -12,7 +12,7 @@ use crate::errors::{Usage, failed};
 use crate::output::Output;
 
 /// Run one of the sub-commands.
-pub fn run(command: TokenizerCommand, output: Output) -> miette::Result<()> {
+pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<()> {
     match command {
         TokenizerCommand::Train { files, kind, vocab_size, special, out } => {
             let config = tokenizer::TokenizerConfig {

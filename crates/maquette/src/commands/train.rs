@@ -16,7 +16,7 @@ use crate::output::Output;
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Train, resume, or say what training would take.
-pub fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
     let device = device::parse(&args.device)?;
     let sets = recipe_files::sets(&args.sets, &[("train.steps", args.steps), ("train.seed", args.seed)])?;
     let (source, place) = match (&args.resume, &args.recipe) {

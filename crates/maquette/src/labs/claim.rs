@@ -138,7 +138,7 @@ impl Claim {
 }
 
 /// A number as the tables print it: four significant digits, powers of ten only where needed.
-pub(super) fn number(value: f64) -> String {
+pub fn number(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return format!("{value}");
     }

@@ -15,7 +15,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 
-pub use claim::{Claim, Published, Relation};
+pub use claim::{Claim, Published, Relation, number};
 pub use ledger::{handbook, record};
 pub use plot::{Chart, panels};
 pub use result::{LabResult, Mode, machine};
