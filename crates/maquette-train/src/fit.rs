@@ -319,7 +319,11 @@ pub struct Measured {
 ///
 /// # Errors
 /// [`TrainError::Task`].
-pub fn measure<M: Module, B>(model: M, mut task: Task<'_, M, B>, plan: &Plan<'_>) -> Result<Measured, TrainError> {
+pub fn measure<M: Module, B>(
+    model: M,
+    mut task: Task<'_, M, B>,
+    plan: &Plan<'_>,
+) -> Result<Measured, TrainError> {
     /// The first step pays for start-up and is not counted.
     const STEPS: u64 = 5;
     let parameters = model.num_params();
@@ -343,7 +347,11 @@ pub fn measure<M: Module, B>(model: M, mut task: Task<'_, M, B>, plan: &Plan<'_>
         at.state.step += 1;
     }
     let seconds_per_step = began.elapsed().as_secs_f64() / STEPS as f64;
-    Ok(Measured { parameters, seconds_per_step, steps: STEPS })
+    Ok(Measured {
+        parameters,
+        seconds_per_step,
+        steps: STEPS,
+    })
 }
 
 /// The mean gradient and the mean loss of one step.

@@ -190,13 +190,17 @@ impl Evaluation {
     /// Adds one number and how it was measured.
     pub fn put(&mut self, name: &str, value: impl Into<f64>, signature: impl std::fmt::Display) {
         self.metrics.insert(name.to_owned(), value.into());
-        self.signatures.insert(name.to_owned(), signature.to_string());
+        self.signatures
+            .insert(name.to_owned(), signature.to_string());
     }
 }
 
 impl From<Metrics> for Evaluation {
     fn from(metrics: Metrics) -> Self {
-        Self { metrics, signatures: BTreeMap::new() }
+        Self {
+            metrics,
+            signatures: BTreeMap::new(),
+        }
     }
 }
 
@@ -335,8 +339,15 @@ impl Run {
     ///
     /// # Errors
     /// [`TrainError::Io`], or a log that no longer parses.
-    pub fn finish<M>(self, fitted: &Fitted<M>, evaluation: impl Into<Evaluation>) -> Result<RunResult, TrainError> {
-        let Evaluation { metrics, signatures } = evaluation.into();
+    pub fn finish<M>(
+        self,
+        fitted: &Fitted<M>,
+        evaluation: impl Into<Evaluation>,
+    ) -> Result<RunResult, TrainError> {
+        let Evaluation {
+            metrics,
+            signatures,
+        } = evaluation.into();
         let result = RunResult {
             run: self.dir.clone(),
             steps: fitted.step,

@@ -130,12 +130,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
     pub(crate) min_p: f64,
     /// Text: divide the logits of tokens already seen by this.
-    #[arg(
-        long,
-        value_name = "R",
-        default_value_t = 1.0,
-        help_heading = "Text"
-    )]
+    #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Text")]
     pub(crate) repetition_penalty: f64,
     /// Text: stop before this string; may be given several times.
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
@@ -231,7 +226,9 @@ pub(crate) enum TokenizerCommand {
         ids: Vec<u32>,
     },
     /// Show what a tokenizer is, and how well it compresses a text.
-    #[command(after_help = "Example:\n  maquette tokenizer inspect tokenizer.json --text input.txt")]
+    #[command(
+        after_help = "Example:\n  maquette tokenizer inspect tokenizer.json --text input.txt"
+    )]
     Inspect {
         /// `tokenizer.json`, or a folder that holds one.
         tokenizer: PathBuf,
@@ -305,7 +302,9 @@ pub(crate) struct DoctorArgs {}
 
 /// `maquette completions`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  maquette completions bash > ~/.local/share/bash-completion/completions/maquette")]
+#[command(
+    after_help = "Example:\n  maquette completions bash > ~/.local/share/bash-completion/completions/maquette"
+)]
 pub(crate) struct CompletionsArgs {
     /// The shell.
     #[arg(value_enum)]

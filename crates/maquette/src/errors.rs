@@ -61,4 +61,3 @@ pub(crate) fn failed(error: impl std::error::Error) -> miette::Report {
     }
     miette::Report::msg(message)
 }
-

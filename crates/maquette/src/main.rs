@@ -26,7 +26,10 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> miette::Result<()> {
-    let output = Output { json: cli.json, quiet: cli.quiet };
+    let output = Output {
+        json: cli.json,
+        quiet: cli.quiet,
+    };
     commands::threads::limit(cli.threads)?;
     match cli.command {
         Command::Train(args) => commands::train::run(args, output),

@@ -48,12 +48,17 @@ impl Ran {
     /// The JSON object on the last line of stdout.
     fn json(&self) -> Value {
         let line = self.stdout.lines().last().unwrap_or_default();
-        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}\n{}", self.stderr))
+        serde_json::from_str(line)
+            .unwrap_or_else(|error| panic!("{error}: {line}\n{}", self.stderr))
     }
 
     /// It failed with this code and said all of this.
     fn fails(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, code, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, code,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
         let flat = self.stderr.replace('\n', " ").replace("│", " ");
         let flat = flat.split_whitespace().collect::<Vec<_>>().join(" ");
         for word in words {
@@ -62,7 +67,11 @@ impl Ran {
     }
 
     fn succeeds(self) -> Self {
-        assert_eq!(self.code, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, 0,
+            "stdout: {}\nstderr: {}",
+            self.stdout, self.stderr
+        );
         self
     }
 }
@@ -105,7 +114,10 @@ impl Bench {
 }
 
 fn newest_checkpoint(run: &Path) -> PathBuf {
-    let mut all: Vec<_> = fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut all: Vec<_> = fs::read_dir(run.join("checkpoints"))
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .collect();
     all.sort();
     all.pop().unwrap()
 }
@@ -113,21 +125,43 @@ fn newest_checkpoint(run: &Path) -> PathBuf {
 #[test]
 fn train_evaluate_generate() {
     let bench = Bench::new();
-    let trained = bench.run("train tiny.toml --out run --json").succeeds().json();
+    let trained = bench
+        .run("train tiny.toml --out run --json")
+        .succeeds()
+        .json();
     assert_eq!(trained["run"], "run");
     assert_eq!(trained["steps"], 12);
     let loss = trained["metrics"]["validation_loss"].as_f64().unwrap();
-    for file in ["recipe.toml", "metrics.jsonl", "report.html", "config.json", "model.safetensors", "tokenizer.json", "generation_config.json"] {
+    for file in [
+        "recipe.toml",
+        "metrics.jsonl",
+        "report.html",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+    ] {
         assert!(bench.path("run").join(file).is_file(), "{file}");
     }
 
     let evaluated = bench.run("evaluate run --json").succeeds().json();
-    assert_eq!(evaluated["metrics"]["validation_loss"].as_f64().unwrap(), loss);
-    bench.run("evaluate run --metrics bleu").fails(1, &["no metric `bleu`", "validation_loss"]);
+    assert_eq!(
+        evaluated["metrics"]["validation_loss"].as_f64().unwrap(),
+        loss
+    );
+    bench
+        .run("evaluate run --metrics bleu")
+        .fails(1, &["no metric `bleu`", "validation_loss"]);
 
-    let made = bench.run("generate run --prompt Once --max-tokens 12 -n 2 --seed 3 --json").succeeds().json();
+    let made = bench
+        .run("generate run --prompt Once --max-tokens 12 -n 2 --seed 3 --json")
+        .succeeds()
+        .json();
     assert_eq!(made["outputs"].as_array().unwrap().len(), 2);
-    let again = bench.run("generate run --prompt Once --max-tokens 12 -n 2 --seed 3 --json").succeeds().json();
+    let again = bench
+        .run("generate run --prompt Once --max-tokens 12 -n 2 --seed 3 --json")
+        .succeeds()
+        .json();
     assert_eq!(made, again);
 }
 
@@ -151,26 +185,50 @@ fn a_resumed_run_ends_in_the_same_bytes() {
         fs::remove_file(bench.path("cut").join(file)).unwrap();
     }
     for step in [8, 12] {
-        fs::remove_dir_all(bench.path("cut").join(format!("checkpoints/step-{step:08}"))).unwrap();
+        fs::remove_dir_all(
+            bench
+                .path("cut")
+                .join(format!("checkpoints/step-{step:08}")),
+        )
+        .unwrap();
     }
     bench.run("train --resume cut -q").succeeds();
     assert_eq!(bench.weights("whole"), bench.weights("cut"));
-    let lines = |run: &str| fs::read_to_string(bench.path(run).join("metrics.jsonl")).unwrap().lines().count();
+    let lines = |run: &str| {
+        fs::read_to_string(bench.path(run).join("metrics.jsonl"))
+            .unwrap()
+            .lines()
+            .count()
+    };
     assert_eq!(lines("whole"), lines("cut"), "no record twice");
 }
 
 #[test]
 fn recipes_that_cannot_be_used() {
     let bench = Bench::new();
-    bench.run("train no-such-recipe").fails(2, &["no recipe called `no-such-recipe`", "glyphs"]);
+    bench
+        .run("train no-such-recipe")
+        .fails(2, &["no recipe called `no-such-recipe`", "glyphs"]);
     bench.write("typo.toml", TINY_GPT.replace("lr =", "learning_rate ="));
-    bench.run("train typo.toml").fails(2, &["unknown field `learning_rate`", "`lr`", "typo:"]);
+    bench
+        .run("train typo.toml")
+        .fails(2, &["unknown field `learning_rate`", "`lr`", "typo:"]);
     bench.write("value.toml", TINY_GPT.replace("\"adamw\"", "\"adamwish\""));
-    bench.run("train value.toml").fails(2, &["adamwish", "muon"]);
-    bench.run("train tiny.toml --set train.batsch=3").fails(2, &["batsch", "--set"]);
-    bench.run("train tiny.toml --set train.batch=many").fails(2, &["train.batch=many"]);
-    bench.run("train tiny.toml --set train.batch").fails(2, &["no `=`"]);
-    bench.run("train tiny.toml --device abacus").fails(2, &["abacus", "cpu"]);
+    bench
+        .run("train value.toml")
+        .fails(2, &["adamwish", "muon"]);
+    bench
+        .run("train tiny.toml --set train.batsch=3")
+        .fails(2, &["batsch", "--set"]);
+    bench
+        .run("train tiny.toml --set train.batch=many")
+        .fails(2, &["train.batch=many"]);
+    bench
+        .run("train tiny.toml --set train.batch")
+        .fails(2, &["no `=`"]);
+    bench
+        .run("train tiny.toml --device abacus")
+        .fails(2, &["abacus", "cpu"]);
     assert_eq!(bench.run("train").code, 2);
     assert_eq!(bench.run("frobnicate").code, 2);
 }
@@ -178,16 +236,28 @@ fn recipes_that_cannot_be_used() {
 #[test]
 fn text_that_cannot_be_used() {
     let bench = Bench::new();
-    let path = |text: &str| TINY_GPT.replace("source = \"stories\"", text).replace("count = 60\n", "");
+    let path = |text: &str| {
+        TINY_GPT
+            .replace("source = \"stories\"", text)
+            .replace("count = 60\n", "")
+    };
     bench.write("file.toml", path("source = \"path\""));
     bench.run("train file.toml").fails(1, &["--data"]);
-    bench.run("train file.toml --data nowhere.txt").fails(1, &["nowhere.txt"]);
+    bench
+        .run("train file.toml --data nowhere.txt")
+        .fails(1, &["nowhere.txt"]);
     bench.write("latin1.txt", b"caf\xe9 au lait, again and again");
-    bench.run("train file.toml --data latin1.txt").fails(1, &["latin1.txt", "UTF-8", "3"]);
+    bench
+        .run("train file.toml --data latin1.txt")
+        .fails(1, &["latin1.txt", "UTF-8", "3"]);
     bench.write("short.txt", "too short");
-    bench.run("train file.toml --data short.txt").fails(1, &["16"]);
+    bench
+        .run("train file.toml --data short.txt")
+        .fails(1, &["16"]);
     bench.write("enough.txt", "some words, and some more words. ".repeat(20));
-    bench.run("train file.toml --data enough.txt --set train.batch=100000").fails(1, &["100000"]);
+    bench
+        .run("train file.toml --data enough.txt --set train.batch=100000")
+        .fails(1, &["100000"]);
     assert!(!bench.path("runs").exists(), "nothing is left behind");
 }
 
@@ -214,11 +284,17 @@ fn images_that_cannot_be_used() {
     };
     let labels = idx(0x801, &[10], 10);
     set("truncated", idx(0x803, &[10, 28, 28], 100), labels.clone());
-    bench.run(&format!("{vae} truncated")).fails(1, &["train-images-idx3-ubyte"]);
+    bench
+        .run(&format!("{vae} truncated"))
+        .fails(1, &["train-images-idx3-ubyte"]);
     set("magic", idx(0x1234, &[10, 28, 28], 7840), labels.clone());
-    bench.run(&format!("{vae} magic")).fails(1, &["train-images-idx3-ubyte"]);
+    bench
+        .run(&format!("{vae} magic"))
+        .fails(1, &["train-images-idx3-ubyte"]);
     set("zero", Vec::new(), labels.clone());
-    bench.run(&format!("{vae} zero")).fails(1, &["train-images-idx3-ubyte"]);
+    bench
+        .run(&format!("{vae} zero"))
+        .fails(1, &["train-images-idx3-ubyte"]);
     set("counts", idx(0x803, &[9, 28, 28], 9 * 784), labels.clone());
     bench.run(&format!("{vae} counts")).fails(1, &["9", "10"]);
     set("small", idx(0x803, &[10, 28, 28], 7840), labels);
@@ -228,28 +304,55 @@ fn images_that_cannot_be_used() {
 #[test]
 fn runs_that_cannot_go_on() {
     let bench = Bench::new();
-    bench.run("train --resume nowhere").fails(1, &["nowhere", "not a run"]);
+    bench
+        .run("train --resume nowhere")
+        .fails(1, &["nowhere", "not a run"]);
     bench.run("train tiny.toml --out run -q").succeeds();
-    bench.run("train tiny.toml --out run").fails(1, &["not empty"]);
-    bench.run("train --resume run --set optimizer.lr=0.5").fails(1, &["optimizer.lr", "0.5"]);
+    bench
+        .run("train tiny.toml --out run")
+        .fails(1, &["not empty"]);
+    bench
+        .run("train --resume run --set optimizer.lr=0.5")
+        .fails(1, &["optimizer.lr", "0.5"]);
 
     let checkpoint = newest_checkpoint(&bench.path("run"));
-    let file = fs::read_dir(&checkpoint).unwrap().map(|e| e.unwrap().path()).find(|p| p.to_string_lossy().contains("model")).unwrap();
+    let file = fs::read_dir(&checkpoint)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .find(|p| p.to_string_lossy().contains("model"))
+        .unwrap();
     let mut bytes = fs::read(&file).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&file, bytes).unwrap();
-    bench.run("train --resume run").fails(1, &["damaged", "checkpoint"]);
+    bench
+        .run("train --resume run")
+        .fails(1, &["damaged", "checkpoint"]);
 }
 
 #[test]
 fn data_that_changed_under_a_run() {
     let bench = Bench::new();
-    bench.write("file.toml", TINY_GPT.replace("source = \"stories\"", "source = \"path\"").replace("count = 60\n", ""));
-    bench.write("text.txt", "a text of some length, long enough to train on. ".repeat(20));
-    bench.run("train file.toml --data text.txt --out run -q").succeeds();
-    bench.write("text.txt", "a text of same length, long enough to train on. ".repeat(20));
-    bench.run("train --resume run").fails(1, &["data has changed"]);
+    bench.write(
+        "file.toml",
+        TINY_GPT
+            .replace("source = \"stories\"", "source = \"path\"")
+            .replace("count = 60\n", ""),
+    );
+    bench.write(
+        "text.txt",
+        "a text of some length, long enough to train on. ".repeat(20),
+    );
+    bench
+        .run("train file.toml --data text.txt --out run -q")
+        .succeeds();
+    bench.write(
+        "text.txt",
+        "a text of same length, long enough to train on. ".repeat(20),
+    );
+    bench
+        .run("train --resume run")
+        .fails(1, &["data has changed"]);
 }
 
 #[cfg(unix)]
@@ -268,16 +371,24 @@ fn a_full_disk_keeps_the_last_checkpoint() {
         .unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("could not") && stderr.contains("checkpoint"), "{stderr}");
-    let finished = fs::read_dir(bench.path("run/checkpoints"))
-        .map_or(0, |all| all.flatten().filter(|e| e.file_name().to_string_lossy().starts_with("step-")).count());
+    assert!(
+        stderr.contains("could not") && stderr.contains("checkpoint"),
+        "{stderr}"
+    );
+    let finished = fs::read_dir(bench.path("run/checkpoints")).map_or(0, |all| {
+        all.flatten()
+            .filter(|e| e.file_name().to_string_lossy().starts_with("step-"))
+            .count()
+    });
     assert_eq!(finished, 0, "a half-written checkpoint counts as none");
 }
 
 #[test]
 fn a_learning_rate_that_diverges_is_named() {
     let bench = Bench::new();
-    bench.run("train tiny.toml --out run --set optimizer.lr=1e9 --set train.steps=200").fails(1, &["diverged", "step", "optimizer.lr"]);
+    bench
+        .run("train tiny.toml --out run --set optimizer.lr=1e9 --set train.steps=200")
+        .fails(1, &["diverged", "step", "optimizer.lr"]);
 }
 
 #[test]
@@ -290,25 +401,47 @@ fn a_model_folder_with_a_missing_or_misshapen_tensor() {
     let text = String::from_utf8(whole[8..8 + header].to_vec()).unwrap();
 
     let renamed = text.replacen("wte.weight", "wtf.weight", 1);
-    fs::write(&path, [&whole[..8], renamed.as_bytes(), &whole[8 + header..]].concat()).unwrap();
-    bench.run("generate run --max-tokens 2").fails(1, &["wte.weight"]);
+    fs::write(
+        &path,
+        [&whole[..8], renamed.as_bytes(), &whole[8 + header..]].concat(),
+    )
+    .unwrap();
+    bench
+        .run("generate run --max-tokens 2")
+        .fails(1, &["wte.weight"]);
 
     fs::write(&path, &whole[..whole.len() / 2]).unwrap();
-    bench.run("generate run --max-tokens 2").fails(1, &["model.safetensors"]);
+    bench
+        .run("generate run --max-tokens 2")
+        .fails(1, &["model.safetensors"]);
 
     fs::write(&path, &whole).unwrap();
     let config = fs::read_to_string(bench.path("run/config.json")).unwrap();
-    fs::write(bench.path("run/config.json"), config.replace("\"n_positions\": 16", "\"n_positions\": 32")).unwrap();
-    bench.run("generate run --max-tokens 2").fails(1, &["wpe.weight", "32", "16"]);
+    fs::write(
+        bench.path("run/config.json"),
+        config.replace("\"n_positions\": 16", "\"n_positions\": 32"),
+    )
+    .unwrap();
+    bench
+        .run("generate run --max-tokens 2")
+        .fails(1, &["wpe.weight", "32", "16"]);
 }
 
 #[test]
 fn a_dry_run_says_what_training_would_take() {
     let bench = Bench::new();
-    let plan = bench.run("train tiny.toml --dry-run --json").succeeds().json();
+    let plan = bench
+        .run("train tiny.toml --dry-run --json")
+        .succeeds()
+        .json();
     assert!(plan["parameters"].as_u64().unwrap() > 1000);
     assert!(plan["seconds_per_step"].as_f64().unwrap() > 0.0);
-    assert!(plan["recipe"].as_str().unwrap().contains("grad_accumulation"));
+    assert!(
+        plan["recipe"]
+            .as_str()
+            .unwrap()
+            .contains("grad_accumulation")
+    );
     assert!(!bench.path("runs").exists());
 }
 
@@ -316,33 +449,74 @@ fn a_dry_run_says_what_training_would_take() {
 fn a_picture_is_replayed_byte_for_byte() {
     let bench = Bench::new();
     let tiny = "--set train.steps=3 --set evaluate.samples=0 --set sample.count=2 --set data.glyphs.per_class=20";
-    bench.run(&format!("train glyphs --out run -q {tiny}")).succeeds();
-    let made = bench.run("generate run --label B,A -n 3 --seed 5 --steps 3 --out pictures --json").succeeds().json();
+    bench
+        .run(&format!("train glyphs --out run -q {tiny}"))
+        .succeeds();
+    let made = bench
+        .run("generate run --label B,A -n 3 --seed 5 --steps 3 --out pictures --json")
+        .succeeds()
+        .json();
     assert_eq!(made["outputs"].as_array().unwrap().len(), 3);
     for name in ["0000.png", "0002.png", "grid.png"] {
         let picture = format!("pictures/{name}");
-        bench.run(&format!("generate --replay {picture} --out again.png")).succeeds();
-        assert_eq!(fs::read(bench.path(&picture)).unwrap(), fs::read(bench.path("again.png")).unwrap(), "{name}");
+        bench
+            .run(&format!("generate --replay {picture} --out again.png"))
+            .succeeds();
+        assert_eq!(
+            fs::read(bench.path(&picture)).unwrap(),
+            fs::read(bench.path("again.png")).unwrap(),
+            "{name}"
+        );
     }
-    bench.run("generate run --label 7Z").fails(1, &["7Z", "A, B"]);
+    bench
+        .run("generate run --label 7Z")
+        .fails(1, &["7Z", "A, B"]);
     bench.write("plain.txt", "no picture");
-    bench.run("generate --replay plain.txt").fails(1, &["plain.txt"]);
+    bench
+        .run("generate --replay plain.txt")
+        .fails(1, &["plain.txt"]);
     fs::write(bench.path("run/model.safetensors"), b"other").unwrap();
-    bench.run("generate --replay pictures/0000.png --out again.png").fails(1, &["weights"]);
+    bench
+        .run("generate --replay pictures/0000.png --out again.png")
+        .fails(1, &["weights"]);
 }
 
 #[test]
 fn tokenizers_round_trip() {
     let bench = Bench::new();
-    bench.write("text.txt", "the cat sat on the mat and the rat sat on the cat. ".repeat(30));
+    bench.write(
+        "text.txt",
+        "the cat sat on the mat and the rat sat on the cat. ".repeat(30),
+    );
     for kind in ["byte", "char", "bpe", "word-piece", "unigram"] {
-        bench.run(&format!("tokenizer train text.txt --kind {kind} --vocab-size 300 --out {kind}.json")).succeeds();
-        let encoded = bench.run(&format!("tokenizer encode {kind}.json catmat --json")).succeeds().json();
-        let ids: Vec<String> = encoded["ids"].as_array().unwrap().iter().map(Value::to_string).collect();
-        let decoded = bench.run(&format!("tokenizer decode {kind}.json {} --json", ids.join(" "))).succeeds().json();
+        bench
+            .run(&format!(
+                "tokenizer train text.txt --kind {kind} --vocab-size 300 --out {kind}.json"
+            ))
+            .succeeds();
+        let encoded = bench
+            .run(&format!("tokenizer encode {kind}.json catmat --json"))
+            .succeeds()
+            .json();
+        let ids: Vec<String> = encoded["ids"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(Value::to_string)
+            .collect();
+        let decoded = bench
+            .run(&format!(
+                "tokenizer decode {kind}.json {} --json",
+                ids.join(" ")
+            ))
+            .succeeds()
+            .json();
         assert_eq!(decoded["text"], "catmat", "{kind}");
     }
-    let found = bench.run("tokenizer inspect bpe.json --text text.txt --json").succeeds().json();
+    let found = bench
+        .run("tokenizer inspect bpe.json --text text.txt --json")
+        .succeeds()
+        .json();
     assert!(found["bytes_per_token"].as_f64().unwrap() > 2.0);
 }
 
@@ -350,19 +524,39 @@ fn tokenizers_round_trip() {
 fn every_built_in_recipe_is_compiled_in_and_parses() {
     let bench = Bench::new();
     let rows = bench.run("list recipes --json").succeeds().json();
-    let listed: Vec<String> = rows["rows"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap().to_owned()).collect();
+    let listed: Vec<String> = rows["rows"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|r| r["name"].as_str().unwrap().to_owned())
+        .collect();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../recipes");
     let mut files: Vec<String> = fs::read_dir(folder)
         .unwrap()
-        .map(|e| e.unwrap().path().file_stem().unwrap().to_string_lossy().into_owned())
+        .map(|e| {
+            e.unwrap()
+                .path()
+                .file_stem()
+                .unwrap()
+                .to_string_lossy()
+                .into_owned()
+        })
         .collect();
     files.sort();
     assert_eq!(listed, files);
     for row in rows["rows"].as_array().unwrap() {
         assert!(!row["summary"].as_str().unwrap().is_empty());
         // Parsing comes before data: a recipe that needs a path says so, and nothing else.
-        let ran = bench.run(&format!("train {} --dry-run --set train.steps=1 --data nowhere", row["name"].as_str().unwrap()));
-        assert!(ran.code == 0 || ran.stderr.contains("nowhere"), "{}: {}", row["name"], ran.stderr);
+        let ran = bench.run(&format!(
+            "train {} --dry-run --set train.steps=1 --data nowhere",
+            row["name"].as_str().unwrap()
+        ));
+        assert!(
+            ran.code == 0 || ran.stderr.contains("nowhere"),
+            "{}: {}",
+            row["name"],
+            ran.stderr
+        );
     }
 }
 
@@ -374,12 +568,33 @@ fn doctor_list_help_and_completions() {
     for what in ["recipes", "data", "models", "runs", "labs"] {
         bench.run(&format!("list {what}")).succeeds();
     }
-    for command in ["train", "generate", "evaluate", "tokenizer", "lab", "list", "doctor", "completions"] {
+    for command in [
+        "train",
+        "generate",
+        "evaluate",
+        "tokenizer",
+        "lab",
+        "list",
+        "doctor",
+        "completions",
+    ] {
         let help = bench.run(&format!("{command} --help")).succeeds();
         let example = help.stdout.contains("Example") || command == "tokenizer";
         assert!(example, "{command} --help has no example");
     }
-    assert!(bench.run("completions bash").succeeds().stdout.contains("maquette"));
-    assert!(bench.run("lab list").succeeds().stdout.contains("kl-divergence"));
+    assert!(
+        bench
+            .run("completions bash")
+            .succeeds()
+            .stdout
+            .contains("maquette")
+    );
+    assert!(
+        bench
+            .run("lab list")
+            .succeeds()
+            .stdout
+            .contains("kl-divergence")
+    );
     bench.run("lab 61").fails(2, &["61", "lab list"]);
 }

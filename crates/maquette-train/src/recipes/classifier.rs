@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::Device;
+use burn::tensor::activation::log_softmax;
 use maquette_data::{Normalization, Order, prefetch};
 use maquette_models::classifier::{Classifier, ClassifierConfig};
 use maquette_models::store;
@@ -14,7 +15,10 @@ use super::sections::{ImageData, Images};
 use super::{EvaluateJob, Job, Outcome, images, validate};
 use crate::files::write_atomic;
 use crate::spec::PublishedNumbers;
-use crate::{BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit};
+use crate::{
+    BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
+    TrainError, fit,
+};
 
 /// Everything about one classifier.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -49,9 +53,17 @@ impl ClassifierRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        recipe.data.validate().map_err(|invalid| source.locate("data", invalid))?;
-        let sized = ClassifierConfig { n_classes: recipe.model.n_classes.max(1), ..recipe.model.clone() };
-        sized.validate().map_err(|error| source.at("model", error.to_string(), None))?;
+        recipe
+            .data
+            .validate()
+            .map_err(|invalid| source.locate("data", invalid))?;
+        let sized = ClassifierConfig {
+            n_classes: recipe.model.n_classes.max(1),
+            ..recipe.model.clone()
+        };
+        sized
+            .validate()
+            .map_err(|error| source.at("model", error.to_string(), None))?;
         Ok(recipe)
     }
 }
@@ -65,9 +77,14 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = ClassifierRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(job.data_path(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let data = recipe.data.open(
+        job.data_path(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     if data.train.labels.is_none() {
-        return Err(TrainError::other("a classifier needs labels: put each class in a sub-folder of its own"));
+        return Err(TrainError::other(
+            "a classifier needs labels: put each class in a sub-folder of its own",
+        ));
     }
     recipe.model.image = images::shape(&data.train);
     recipe.model.n_classes = data.train.class_names.len();
@@ -79,7 +96,11 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 2. Model
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
-    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &sha256)?) };
+    let mut run = if job.dry_run {
+        None
+    } else {
+        Some(job.open_run(&recipe, &sha256)?)
+    };
 
     // 3. Loop
     let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
@@ -89,7 +110,12 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         let augment = augment.as_ref().map(|augment| (augment, random));
         images::Batch::new(&set, &order.indices(step), &Normalization::MinMax, augment)
     });
-    let batches = |_| ahead.next().map(Into::into).ok_or_else(|| BoxError::from("the background reader stopped"));
+    let batches = |_| {
+        ahead
+            .next()
+            .map(Into::into)
+            .ok_or_else(|| BoxError::from("the background reader stopped"))
+    };
     let loss = |model: &Classifier, batch: images::Batch, _| {
         let labels = batch.labels(&device);
         model.loss(batch.tensor(&device), labels).into()
@@ -113,8 +139,16 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 
     // 4. Save, report
     let config = serde_json::json!({ "architecture": "classifier", "model": recipe.model, "class_names": data.test.class_names });
-    write_atomic(&run.dir().join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(&fitted.model, &run.dir().join("model.safetensors"), &store::Metadata::default()).map_err(TrainError::other)?;
+    write_atomic(
+        &run.dir().join("config.json"),
+        format!("{config:#}\n").as_bytes(),
+    )?;
+    store::save(
+        &fitted.model,
+        &run.dir().join("model.safetensors"),
+        &store::Metadata::default(),
+    )
+    .map_err(TrainError::other)?;
     let metrics = test_metrics(&fitted.validation);
     Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
 }
@@ -125,7 +159,10 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 /// No weights, or no data.
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = ClassifierRecipe::parse(source)?;
-    let Images { test, .. } = recipe.data.open(job.data.as_deref().or(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let Images { test, .. } = recipe.data.open(
+        job.data.as_deref().or(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     let model = load(&recipe, &job.run, &job.device)?;
     let metrics = measure(&model, &test, &job.device).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
@@ -136,7 +173,10 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
 }
 
 fn test_metrics(metrics: &Metrics) -> Metrics {
-    metrics.iter().map(|(name, value)| (format!("test_{name}"), *value)).collect()
+    metrics
+        .iter()
+        .map(|(name, value)| (format!("test_{name}"), *value))
+        .collect()
 }
 
 fn load(recipe: &ClassifierRecipe, dir: &Path, device: &Device) -> Result<Classifier, TrainError> {
@@ -144,17 +184,28 @@ fn load(recipe: &ClassifierRecipe, dir: &Path, device: &Device) -> Result<Classi
     store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)
 }
 
-fn measure(model: &Classifier, test: &maquette_data::ImageSet, device: &Device) -> Result<Metrics, BoxError> {
+fn measure(
+    model: &Classifier,
+    test: &maquette_data::ImageSet,
+    device: &Device,
+) -> Result<Metrics, BoxError> {
     let (mut nats, mut right) = (0.0, 0usize);
     for indices in images::chunks(test.len(), 256) {
         let batch = images::Batch::new(test, &indices, &Normalization::MinMax, None);
         let labels = batch.labels(device);
         let logits = model.forward(batch.tensor(device));
-        let agree = logits.clone().argmax(1).squeeze_dim::<1>(1).equal(labels.clone());
+        let agree = logits
+            .clone()
+            .argmax(1)
+            .squeeze_dim::<1>(1)
+            .equal(labels.clone());
         right += agree.int().sum().into_scalar::<i32>() as usize;
-        let loss = maquette_models::nn::loss::cross_entropy(logits, labels);
-        nats += f64::from(loss.into_scalar::<f32>()) * indices.len() as f64;
+        let log_p = log_softmax(logits, 1).gather(1, labels.unsqueeze_dim(1));
+        nats -= f64::from(log_p.sum().into_scalar::<f32>());
     }
     let n = test.len() as f64;
-    Ok(Metrics::from([("loss".to_owned(), nats / n), ("accuracy".to_owned(), right as f64 / n)]))
+    Ok(Metrics::from([
+        ("loss".to_owned(), nats / n),
+        ("accuracy".to_owned(), right as f64 / n),
+    ]))
 }

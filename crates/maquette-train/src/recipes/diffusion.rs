@@ -16,12 +16,17 @@ use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
 
 use super::judge::Judge;
-use super::pictures::{Draw, ImageRequest, Stamp, as_set, draw_all, labels, save as save_pictures, save_sheet};
+use super::pictures::{
+    Draw, ImageRequest, Stamp, as_set, draw_all, labels, save as save_pictures, save_sheet,
+};
 use super::sections::{ImageData, Images};
 use super::{EvaluateJob, Job, Outcome, images, validate};
 use crate::files::write_atomic;
 use crate::spec::{Invalid, PublishedNumbers};
-use crate::{BoxError, Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit};
+use crate::{
+    BoxError, Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError,
+    fit,
+};
 
 /// What the network sees and gives is on `[-1, 1]`.
 const RANGE: (f32, f32) = (-1.0, 1.0);
@@ -85,7 +90,13 @@ pub struct ImageSample {
 
 impl Default for ImageSample {
     fn default() -> Self {
-        Self { count: 64, steps: 50, guidance: 2.0, sampler: Sampler::default(), spacing: Spacing::default() }
+        Self {
+            count: 64,
+            steps: 50,
+            guidance: 2.0,
+            sampler: Sampler::default(),
+            spacing: Spacing::default(),
+        }
     }
 }
 
@@ -101,7 +112,10 @@ pub struct DiffusionEvaluation {
 
 impl Default for DiffusionEvaluation {
     fn default() -> Self {
-        Self { samples: 1000, judge_steps: 1200 }
+        Self {
+            samples: 1000,
+            judge_steps: 1200,
+        }
     }
 }
 
@@ -113,18 +127,33 @@ impl DiffusionRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        recipe.data.validate().map_err(|invalid| source.locate("data", invalid))?;
-        recipe.model.validate().map_err(|error| source.at("model", error.to_string(), None))?;
-        recipe.diffusion.validate().map_err(|error| source.at("diffusion", error.to_string(), None))?;
+        recipe
+            .data
+            .validate()
+            .map_err(|invalid| source.locate("data", invalid))?;
+        recipe
+            .model
+            .validate()
+            .map_err(|error| source.at("model", error.to_string(), None))?;
+        recipe
+            .diffusion
+            .validate()
+            .map_err(|error| source.at("diffusion", error.to_string(), None))?;
         if !(0.0..=1.0).contains(&recipe.label_dropout) {
             let error = Invalid::new("label_dropout", "must lie between 0 and 1", "0.1 is usual");
             return Err(source.locate("", error).into());
         }
         if recipe.evaluate.samples > 0 && recipe.evaluate.judge_steps == 0 {
-            let error = Invalid::new("judge_steps", "a judge must learn for at least one step", "1200 is usual");
+            let error = Invalid::new(
+                "judge_steps",
+                "a judge must learn for at least one step",
+                "1200 is usual",
+            );
             return Err(source.locate("evaluate", error).into());
         }
-        recipe.time_grid(recipe.sample.steps).map_err(|error| source.at("sample.steps", error.to_string(), None))?;
+        recipe
+            .time_grid(recipe.sample.steps)
+            .map_err(|error| source.at("sample.steps", error.to_string(), None))?;
         Ok(recipe)
     }
 
@@ -143,7 +172,10 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = DiffusionRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(job.data_path(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let data = recipe.data.open(
+        job.data_path(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     let class_names = data.train.class_names.clone();
     recipe.model.image = images::shape(&data.train);
     recipe.model.n_classes = class_names.len();
@@ -157,7 +189,11 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
     let diffusion = recipe.diffusion.init();
-    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &sha256)?) };
+    let mut run = if job.dry_run {
+        None
+    } else {
+        Some(job.open_run(&recipe, &sha256)?)
+    };
 
     // 3. Loop
     let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
@@ -166,18 +202,38 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut ahead = prefetch(start, 4, move |step| {
         let random = &mut rng(seed, Stream::Augment, step);
         let augment = augment.as_ref().map(|augment| (augment, random));
-        images::Batch::new(&train_set, &order.indices(step), &Normalization::Symmetric, augment)
+        images::Batch::new(
+            &train_set,
+            &order.indices(step),
+            &Normalization::Symmetric,
+            augment,
+        )
     });
-    let batches = |_| ahead.next().map(Into::into).ok_or_else(|| BoxError::from("the background reader stopped"));
+    let batches = |_| {
+        ahead
+            .next()
+            .map(Into::into)
+            .ok_or_else(|| BoxError::from("the background reader stopped"))
+    };
     let loss = |model: &UNet, batch: images::Batch, step: u64| {
         let random = &mut rng(seed, Stream::Noise, step);
         let steps = diffusion.draw_steps(batch.size(), random);
-        let classes = drop_labels(&batch.classes(), recipe.label_dropout, recipe.model.n_classes, random);
+        let classes = drop_labels(
+            &batch.classes(),
+            recipe.label_dropout,
+            recipe.model.n_classes,
+            random,
+        );
         let classes = (recipe.model.n_classes > 0).then(|| images::label_tensor(&classes, &device));
         let x0 = batch.tensor(&device);
         let shape = x0.dims();
-        let eps = Tensor::from_data(TensorData::new(normal(random, shape.iter().product()), shape), &device);
-        diffusion.loss(|x, t| model.forward(x, t, classes), x0, &steps, eps).into()
+        let eps = Tensor::from_data(
+            TensorData::new(normal(random, shape.iter().product()), shape),
+            &device,
+        );
+        diffusion
+            .loss(|x, t| model.forward(x, t, classes), x0, &steps, eps)
+            .into()
     };
     let plan = Plan {
         optimizer: &recipe.optimizer,
@@ -186,12 +242,24 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         steps: recipe.train.total_steps(examples),
         device: &device,
     };
-    let painter = Painter { recipe: &recipe, class_names: &class_names, device: &job.device.clone() };
-    let task = Task::new(batches, loss).counting(batch as f64, "images").sample(|model: &UNet, _, folder: &Path| {
-        let request = ImageRequest { count: recipe.sample.count, seed, ..ImageRequest::default() };
-        let all = draw_all(&request, RANGE, &mut |request, range| painter.draw(model, request, range))?;
-        Ok(save_sheet(&folder.join("sheet.png"), &all)?)
-    });
+    let painter = Painter {
+        recipe: &recipe,
+        class_names: &class_names,
+        device: &job.device.clone(),
+    };
+    let task = Task::new(batches, loss)
+        .counting(batch as f64, "images")
+        .sample(|model: &UNet, _, folder: &Path| {
+            let request = ImageRequest {
+                count: recipe.sample.count,
+                seed,
+                ..ImageRequest::default()
+            };
+            let all = draw_all(&request, RANGE, &mut |request, range| {
+                painter.draw(model, request, range)
+            })?;
+            Ok(save_sheet(&folder.join("sheet.png"), &all)?)
+        });
     let Some(mut run) = run.take() else {
         return job.estimate(&recipe, model, task, &plan);
     };
@@ -200,8 +268,13 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 4. Save, measure, report
     let dir = run.dir().to_owned();
     save(&fitted.model, &recipe, &class_names, &dir)?;
-    let data = Images { train: Arc::unwrap_or_clone(set), test: data.test };
-    let evaluation = measure(&fitted.model, &painter, &data, Some(&dir), &mut |what| job.say(what))?;
+    let data = Images {
+        train: Arc::unwrap_or_clone(set),
+        test: data.test,
+    };
+    let evaluation = measure(&fitted.model, &painter, &data, Some(&dir), &mut |what| {
+        job.say(what)
+    })?;
     Ok(Outcome::Trained(run.finish(&fitted, evaluation)?))
 }
 
@@ -212,9 +285,16 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = DiffusionRecipe::parse(source)?;
     (job.say)("reading the images");
-    let data = recipe.data.open(job.data.as_deref().or(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let data = recipe.data.open(
+        job.data.as_deref().or(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     let (model, class_names) = load(&recipe, &job.run, &job.device)?;
-    let painter = Painter { recipe: &recipe, class_names: &class_names, device: &job.device };
+    let painter = Painter {
+        recipe: &recipe,
+        class_names: &class_names,
+        device: &job.device,
+    };
     measure(&model, &painter, &data, None, job.say)
 }
 
@@ -222,12 +302,21 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
 ///
 /// # Errors
 /// No weights.
-pub fn drawing(source: &Source, dir: &Path, device: &Device) -> Result<((f32, f32), Box<Draw<'static>>), TrainError> {
+pub fn drawing(
+    source: &Source,
+    dir: &Path,
+    device: &Device,
+) -> Result<((f32, f32), Box<Draw<'static>>), TrainError> {
     let recipe = DiffusionRecipe::parse(source)?;
     let (model, class_names) = load(&recipe, dir, device)?;
     let device = device.clone();
     let draw = move |request: &ImageRequest, range: Range<usize>| {
-        Painter { recipe: &recipe, class_names: &class_names, device: &device }.draw(&model, request, range)
+        Painter {
+            recipe: &recipe,
+            class_names: &class_names,
+            device: &device,
+        }
+        .draw(&model, request, range)
     };
     Ok((RANGE, Box::new(draw)))
 }
@@ -241,52 +330,100 @@ struct Painter<'a> {
 
 impl Painter<'_> {
     /// Images `range` of a request, `[range.len(), channels, height, width]`.
-    fn draw(&self, model: &UNet, request: &ImageRequest, range: Range<usize>) -> Result<Tensor<4>, TrainError> {
-        let Self { recipe, class_names, device } = self;
+    fn draw(
+        &self,
+        model: &UNet,
+        request: &ImageRequest,
+        range: Range<usize>,
+    ) -> Result<Tensor<4>, TrainError> {
+        let Self {
+            recipe,
+            class_names,
+            device,
+        } = self;
         let grid = recipe.time_grid(request.steps.unwrap_or(recipe.sample.steps))?;
         let sampler = request.sampler.unwrap_or(recipe.sample.sampler);
         let guidance = request.guidance.unwrap_or(recipe.sample.guidance);
         let diffusion = recipe.diffusion.init();
         let n = range.len();
         let [channels, height, width] = recipe.model.image;
-        let mut random: Vec<_> = range.clone().map(|i| rng(request.seed, Stream::Sample, i as u64)).collect();
+        let mut random: Vec<_> = range
+            .clone()
+            .map(|i| rng(request.seed, Stream::Sample, i as u64))
+            .collect();
         let start = noise([n, channels, height, width], &mut random, device);
         let x0 = |x: Tensor<4>, t: usize, labels| {
             let times = diffusion.times(&vec![t; x.dims()[0]], device);
-            diffusion.predict(model.forward(x.clone(), times, labels), x, diffusion.alpha_bar(t)).x0
+            diffusion
+                .predict(
+                    model.forward(x.clone(), times, labels),
+                    x,
+                    diffusion.alpha_bar(t),
+                )
+                .x0
         };
         if class_names.is_empty() {
             if !request.labels.is_empty() {
-                return Err(TrainError::other("this model knows no labels: its data had none"));
+                return Err(TrainError::other(
+                    "this model knows no labels: its data had none",
+                ));
             }
             let denoise = |x, t| x0(x, t, None).clamp(RANGE.0, RANGE.1);
             return Ok(sample(sampler, denoise, start, &grid, &mut random, |_| {}));
         }
-        let classes: Vec<usize> = labels(request, range, class_names)?.into_iter().map(usize::from).collect();
+        let classes: Vec<usize> = labels(request, range, class_names)?
+            .into_iter()
+            .map(usize::from)
+            .collect();
         let null = recipe.model.n_classes as i64;
-        let mut denoise = guided(|x, t, labels| x0(x, t, Some(labels)), images::label_tensor(&classes, device), null, guidance);
+        let mut denoise = guided(
+            |x, t, labels| x0(x, t, Some(labels)),
+            images::label_tensor(&classes, device),
+            null,
+            guidance,
+        );
         let denoise = |x, t| denoise(x, t).clamp(RANGE.0, RANGE.1);
         Ok(sample(sampler, denoise, start, &grid, &mut random, |_| {}))
     }
 }
 
-fn save(model: &UNet, recipe: &DiffusionRecipe, class_names: &[String], dir: &Path) -> Result<(), TrainError> {
+fn save(
+    model: &UNet,
+    recipe: &DiffusionRecipe,
+    class_names: &[String],
+    dir: &Path,
+) -> Result<(), TrainError> {
     let config = serde_json::json!({
         "architecture": "unet", "model": recipe.model, "diffusion": recipe.diffusion, "class_names": class_names,
     });
     write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(model, &dir.join("model.safetensors"), &store::Metadata::default()).map_err(TrainError::other)
+    store::save(
+        model,
+        &dir.join("model.safetensors"),
+        &store::Metadata::default(),
+    )
+    .map_err(TrainError::other)
 }
 
 /// The network and the names of its classes.
-fn load(recipe: &DiffusionRecipe, dir: &Path, device: &Device) -> Result<(UNet, Vec<String>), TrainError> {
+fn load(
+    recipe: &DiffusionRecipe,
+    dir: &Path,
+    device: &Device,
+) -> Result<(UNet, Vec<String>), TrainError> {
     #[derive(Deserialize)]
     struct Config {
         class_names: Vec<String>,
     }
     let path = dir.join("config.json");
-    let config: Config = serde_json::from_str(&crate::files::read_text(&path)?)
-        .map_err(|error| TrainError::Malformed { path, what: "configuration", reason: error.to_string() })?;
+    let config: Config =
+        serde_json::from_str(&crate::files::read_text(&path)?).map_err(|error| {
+            TrainError::Malformed {
+                path,
+                what: "configuration",
+                reason: error.to_string(),
+            }
+        })?;
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
     let model = store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)?;
     Ok((model, config.class_names))
@@ -308,24 +445,58 @@ fn measure(
         return Ok(evaluation);
     }
     say(&format!("drawing {n} images to measure"));
-    let request = ImageRequest { count: n, seed: recipe.train.seed, ..ImageRequest::default() };
-    let all = draw_all(&request, RANGE, &mut |request, range| painter.draw(model, request, range))?;
+    let request = ImageRequest {
+        count: n,
+        seed: recipe.train.seed,
+        ..ImageRequest::default()
+    };
+    let all = draw_all(&request, RANGE, &mut |request, range| {
+        painter.draw(model, request, range)
+    })?;
     if let Some(dir) = dir {
-        let shown = ImageRequest { count: recipe.sample.count.min(n), ..request.clone() };
-        save_pictures(&dir.join("samples").join("final"), &all[..shown.count], &Stamp::of_run(dir, &request)?)?;
+        let shown = ImageRequest {
+            count: recipe.sample.count.min(n),
+            ..request.clone()
+        };
+        save_pictures(
+            &dir.join("samples").join("final"),
+            &all[..shown.count],
+            &Stamp::of_run(dir, &request)?,
+        )?;
     }
-    let how = format!("n={n}|seed={}|steps={}|guidance={}|sampler={:?}", request.seed, recipe.sample.steps, recipe.sample.guidance, recipe.sample.sampler);
-    let classes = (!painter.class_names.is_empty()).then(|| labels(&request, 0..n, painter.class_names)).transpose()?;
+    let how = format!(
+        "n={n}|seed={}|steps={}|guidance={}|sampler={:?}",
+        request.seed, recipe.sample.steps, recipe.sample.guidance, recipe.sample.sampler
+    );
+    let classes = (!painter.class_names.is_empty())
+        .then(|| labels(&request, 0..n, painter.class_names))
+        .transpose()?;
     let drawn = as_set(&all, classes, painter.class_names);
 
     if !painter.class_names.is_empty() {
         say("training the judge");
-        let judge = Judge::train(data, recipe.data.source, recipe.evaluate.judge_steps, painter.device)?;
+        let judge = Judge::train(
+            data,
+            recipe.data.source,
+            recipe.evaluate.judge_steps,
+            painter.device,
+        )?;
         let read = judge.readback(&drawn)?;
         let right = (read.accuracy() * n as f64).round() as usize;
         let (low, high) = wilson(right, n, 1.96).map_err(TrainError::other)?;
-        evaluation.put("readback", read.accuracy(), format!("readback|judge={}|{how}|95%={low:.4}..{high:.4}", judge.name));
-        evaluation.put("judge_accuracy", judge.accuracy, format!("judge_accuracy|judge={}", judge.name));
+        evaluation.put(
+            "readback",
+            read.accuracy(),
+            format!(
+                "readback|judge={}|{how}|95%={low:.4}..{high:.4}",
+                judge.name
+            ),
+        );
+        evaluation.put(
+            "judge_accuracy",
+            judge.accuracy,
+            format!("judge_accuracy|judge={}", judge.name),
+        );
     }
     say("looking for copies of training images");
     copies_of_training(&drawn, data, &how, &mut evaluation)?;
@@ -333,18 +504,55 @@ fn measure(
 }
 
 /// Distance of the drawn images to their nearest training image, held against that of unseen images.
-fn copies_of_training(drawn: &ImageSet, data: &Images, how: &str, evaluation: &mut Evaluation) -> Result<(), TrainError> {
+fn copies_of_training(
+    drawn: &ImageSet,
+    data: &Images,
+    how: &str,
+    evaluation: &mut Evaluation,
+) -> Result<(), TrainError> {
     let [channels, height, width] = images::shape(drawn);
     let distances = |set: &ImageSet| -> Result<Vec<f64>, TrainError> {
-        let near = nearest(&set.pixels, &data.train.pixels, channels * height * width, 1).map_err(TrainError::other)?;
-        Ok(near.iter().map(|neighbours| neighbours[0].distance).collect())
+        let near = nearest(
+            &set.pixels,
+            &data.train.pixels,
+            channels * height * width,
+            1,
+        )
+        .map_err(TrainError::other)?;
+        Ok(near
+            .iter()
+            .map(|neighbours| neighbours[0].distance)
+            .collect())
     };
     let unseen: Vec<usize> = (0..drawn.len().min(data.test.len())).collect();
-    let found = copies(&distances(drawn)?, &distances(&data.test.subset(&unseen))?).map_err(TrainError::other)?;
-    let signature = |metric: &str| format!("{metric}|pixel-l2|train={}|held-out={}|{how}", data.train.len(), unseen.len());
-    evaluation.put("exact_copies", found.exact as f64, signature("exact_copies"));
-    evaluation.put("nearest_training_distance", found.nearest_generated, signature("nearest_training_distance"));
-    evaluation.put("median_training_distance", found.median_generated, signature("median_training_distance"));
-    evaluation.put("median_training_distance_held_out", found.median_held_out, signature("median_training_distance_held_out"));
+    let found = copies(&distances(drawn)?, &distances(&data.test.subset(&unseen))?)
+        .map_err(TrainError::other)?;
+    let signature = |metric: &str| {
+        format!(
+            "{metric}|pixel-l2|train={}|held-out={}|{how}",
+            data.train.len(),
+            unseen.len()
+        )
+    };
+    evaluation.put(
+        "exact_copies",
+        found.exact as f64,
+        signature("exact_copies"),
+    );
+    evaluation.put(
+        "nearest_training_distance",
+        found.nearest_generated,
+        signature("nearest_training_distance"),
+    );
+    evaluation.put(
+        "median_training_distance",
+        found.median_generated,
+        signature("median_training_distance"),
+    );
+    evaluation.put(
+        "median_training_distance_held_out",
+        found.median_held_out,
+        signature("median_training_distance_held_out"),
+    );
     Ok(())
 }

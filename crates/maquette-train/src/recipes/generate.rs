@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use maquette_data::Tokenizer;
-use maquette_generate::text::GenerateOptions;
+use maquette_generate::text::{GenerateOptions, complete};
 use maquette_models::hf;
+use maquette_rng::{Stream, rng};
 
 use super::pictures::{self, Draw, ImageRequest, Stamp};
 use super::{Family, diffusion, gpt, of_run, points, vae};
@@ -73,7 +74,9 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
             let prompt = gpt::GptRecipe::parse(&source)?.sample.prompt;
             text(job, prompt)
         }
-        Family::Classifier => Err(TrainError::other("a classifier generates nothing; `maquette evaluate` measures it")),
+        Family::Classifier => Err(TrainError::other(
+            "a classifier generates nothing; `maquette evaluate` measures it",
+        )),
         Family::Points => points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
     }
@@ -86,15 +89,31 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
     let prompt = job.text.prompt.unwrap_or(default_prompt);
     let shown = prompt.clone();
     // A model needs something to go on from.
-    let start = if prompt.is_empty() { "\n".to_owned() } else { prompt };
+    let start = if prompt.is_empty() {
+        "\n".to_owned()
+    } else {
+        prompt
+    };
     let mut made = Vec::with_capacity(job.images.count);
     for i in 0..job.images.count {
         let seed = job.images.seed.wrapping_add(i as u64);
-        let request = gpt::TextRequest { prompt: &start, options: &job.text.options, seed };
         let _ = (job.on_text)(&shown);
-        let written = gpt::write(&model, &tokenizer, &request, &job.device, &mut *job.on_text)?;
+        let random = &mut rng(seed, Stream::Sample, 0);
+        let written = complete(
+            &model,
+            &tokenizer,
+            &start,
+            &job.text.options,
+            random,
+            &mut *job.on_text,
+        )
+        .map_err(TrainError::other)?;
         let _ = (job.on_text)("\n");
-        made.push(Made::Text { prompt: shown.clone(), text: written.text, ids: written.ids });
+        made.push(Made::Text {
+            prompt: shown.clone(),
+            text: written.text,
+            ids: written.ids,
+        });
     }
     Ok(made)
 }
@@ -107,7 +126,9 @@ fn drawing(model: &Path, device: &Device) -> Result<Drawing, TrainError> {
     match Family::of(&source)? {
         Family::Vae => vae::drawing(&source, model, device),
         Family::Diffusion => diffusion::drawing(&source, model, device),
-        family => Err(TrainError::other(format!("a {family:?} model draws no images"))),
+        family => Err(TrainError::other(format!(
+            "a {family:?} model draws no images"
+        ))),
     }
 }
 
@@ -117,9 +138,17 @@ fn images(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     let stamp = Stamp::of_run(&job.model, &job.images)?;
     (job.say)("drawing");
     let all = pictures::draw_all(&job.images, range, &mut *draw)?;
-    let folder = job.out.unwrap_or_else(|| job.model.join("samples").join("generated"));
+    let folder = job
+        .out
+        .unwrap_or_else(|| job.model.join("samples").join("generated"));
     let paths = pictures::save(&folder, &all, &stamp)?;
-    Ok(paths.into_iter().map(|path| Made::Image { path, seed: job.images.seed }).collect())
+    Ok(paths
+        .into_iter()
+        .map(|path| Made::Image {
+            path,
+            seed: job.images.seed,
+        })
+        .collect())
 }
 
 /// Makes the picture at `image` again from the recipe it carries, and writes it to `out` (a file, or a
@@ -127,7 +156,12 @@ fn images(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
 ///
 /// # Errors
 /// No recipe in the picture, no such run, or other weights than those the picture was made with.
-pub fn replay(image: &Path, model: Option<&Path>, out: &Path, device: &Device) -> Result<PathBuf, TrainError> {
+pub fn replay(
+    image: &Path,
+    model: Option<&Path>,
+    out: &Path,
+    device: &Device,
+) -> Result<PathBuf, TrainError> {
     let stamp = Stamp::read(image)?;
     let run = model.unwrap_or(&stamp.run);
     let weights = run.join("model.safetensors");
@@ -148,8 +182,14 @@ pub fn replay(image: &Path, model: Option<&Path>, out: &Path, device: &Device) -
     }
     let (range, mut draw) = drawing(run, device)?;
     let bytes = pictures::replay(&stamp, range, &mut *draw)?;
-    let name = image.file_name().map_or("replayed.png".into(), |name| name.to_owned());
-    let path = if out.is_dir() { out.join(name) } else { out.to_owned() };
+    let name = image
+        .file_name()
+        .map_or("replayed.png".into(), |name| name.to_owned());
+    let path = if out.is_dir() {
+        out.join(name)
+    } else {
+        out.to_owned()
+    };
     write_atomic(&path, &bytes)?;
     Ok(path)
 }

@@ -9,18 +9,19 @@ use maquette_data::stream::{TextStream, TextStreamConfig, TextStreamState};
 use maquette_data::tokenizer::TokenizerConfig;
 use maquette_data::{TokenSet, Tokenizer, Windows, stories, text};
 use maquette_eval::likelihood;
-use maquette_generate::GenerateError;
-use maquette_generate::text::{Feed, GenerateOptions, Generated, TokenModel, generate as generate_text};
+use maquette_generate::text::{GenerateOptions, complete};
 use maquette_models::gpt::{Gpt, GptConfig};
 use maquette_models::hf;
-use maquette_models::nn::KvCache;
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 
 use super::{EvaluateJob, Job, Outcome, validate};
 use crate::files::write_atomic;
 use crate::spec::{Invalid, PublishedNumbers};
-use crate::{Batch, BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec, Source, Task, TrainError, fit};
+use crate::{
+    Batch, BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec, Source,
+    Task, TrainError, fit,
+};
 
 /// Windows of held-out text that a streamed run is measured on, unless the recipe says otherwise.
 const STREAMED_WINDOWS: usize = 1024;
@@ -117,7 +118,11 @@ pub struct TextSample {
 
 impl Default for TextSample {
     fn default() -> Self {
-        Self { prompt: String::new(), count: 3, options: GenerateOptions::default() }
+        Self {
+            prompt: String::new(),
+            count: 3,
+            options: GenerateOptions::default(),
+        }
     }
 }
 
@@ -132,15 +137,28 @@ impl GptRecipe {
         let invalid = |section: &str, invalid: Invalid| source.locate(section, invalid);
         let data = &recipe.data;
         if !(0.0 < data.validation && data.validation < 1.0) {
-            let error = Invalid::new("validation", "must lie between 0 and 1", "0.1 holds out a tenth");
+            let error = Invalid::new(
+                "validation",
+                "must lie between 0 and 1",
+                "0.1 holds out a tenth",
+            );
             return Err(invalid("data", error).into());
         }
         if data.shuffle_buffer == 0 || data.count == 0 {
-            let error = Invalid::new("shuffle_buffer", "shuffle_buffer and count must be at least 1", "try 4096");
+            let error = Invalid::new(
+                "shuffle_buffer",
+                "shuffle_buffer and count must be at least 1",
+                "try 4096",
+            );
             return Err(invalid("data", error).into());
         }
-        let sized = GptConfig { vocab_size: recipe.model.vocab_size.max(1), ..recipe.model.clone() };
-        sized.validate().map_err(|error| source.at("model", error.to_string(), None))?;
+        let sized = GptConfig {
+            vocab_size: recipe.model.vocab_size.max(1),
+            ..recipe.model.clone()
+        };
+        sized
+            .validate()
+            .map_err(|error| source.at("model", error.to_string(), None))?;
         Ok(recipe)
     }
 }
@@ -165,12 +183,21 @@ enum TrainText {
 
 impl TrainText {
     /// Goes on where `run` was, if text is streamed.
-    fn resume(self, run: Option<&Run>, path: Option<&Path>, tokenizer: &Arc<Tokenizer>) -> Result<Self, TrainError> {
-        let (Self::Disk(_), Some(state), Some(path)) = (&self, run.and_then(Run::stream_state), path) else {
+    fn resume(
+        self,
+        run: Option<&Run>,
+        path: Option<&Path>,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<Self, TrainError> {
+        let (Self::Disk(_), Some(state), Some(path)) =
+            (&self, run.and_then(Run::stream_state), path)
+        else {
             return Ok(self);
         };
-        let state: TextStreamState = serde_json::from_value(state.clone()).map_err(TrainError::other)?;
-        let stream = TextStream::resume(path, tokenizer.clone(), state).map_err(TrainError::other)?;
+        let state: TextStreamState =
+            serde_json::from_value(state.clone()).map_err(TrainError::other)?;
+        let stream =
+            TextStream::resume(path, tokenizer.clone(), state).map_err(TrainError::other)?;
         Ok(Self::Disk(Box::new(stream)))
     }
 
@@ -178,10 +205,15 @@ impl TrainText {
     fn batch(&mut self, recipe: &GptRecipe, step: u64) -> Result<Batch<Windows>, BoxError> {
         let LoopSpec { batch, seed, .. } = recipe.train;
         match self {
-            Self::Memory(tokens) => Ok(tokens.windows(batch, recipe.model.seq_len, seed, step)?.into()),
+            Self::Memory(tokens) => Ok(tokens
+                .windows(batch, recipe.model.seq_len, seed, step)?
+                .into()),
             Self::Disk(stream) => {
                 let data = stream.next_batch()?;
-                Ok(Batch { data, stream: Some(serde_json::to_value(stream.state()?)?) })
+                Ok(Batch {
+                    data,
+                    stream: Some(serde_json::to_value(stream.state()?)?),
+                })
             }
         }
     }
@@ -206,10 +238,25 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
 
     // 3. Run folder, and the place in the stream when it is resumed
-    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &corpus.sha256)?) };
-    let Corpus { tokenizer, train: text, validation, validation_bytes, .. } = corpus;
+    let mut run = if job.dry_run {
+        None
+    } else {
+        Some(job.open_run(&recipe, &corpus.sha256)?)
+    };
+    let Corpus {
+        tokenizer,
+        train: text,
+        validation,
+        validation_bytes,
+        ..
+    } = corpus;
     let mut text = text.resume(run.as_ref(), path.as_deref(), &tokenizer)?;
-    let held_out = HeldOut { tokens: &validation, bytes: validation_bytes, recipe: &recipe, device: &job.device.clone() };
+    let held_out = HeldOut {
+        tokens: &validation,
+        bytes: validation_bytes,
+        recipe: &recipe,
+        device: &job.device.clone(),
+    };
 
     // 4. Loop
     let plan = Plan {
@@ -224,11 +271,12 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         let (inputs, targets) = tensors(&windows, &device);
         model.loss(inputs, targets).into()
     };
-    let inner = job.device.clone();
     let task = Task::new(batches, loss)
         .counting((batch * seq_len) as f64, "tokens")
         .validate(|model: &Gpt| held_out.measure(model))
-        .sample(|model: &Gpt, step, folder: &Path| samples(model, step, folder, &recipe, &tokenizer, &inner));
+        .sample(|model: &Gpt, step, folder: &Path| {
+            samples(model, step, folder, &recipe, &tokenizer)
+        });
     let Some(mut run) = run.take() else {
         return job.estimate(&recipe, model, task, &plan);
     };
@@ -237,7 +285,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 5. Save, measure, report
     let dir = run.dir().to_owned();
     hf::save(&dir, &recipe.model, &fitted.model).map_err(TrainError::other)?;
-    tokenizer.save(dir.join("tokenizer.json")).map_err(TrainError::other)?;
+    tokenizer
+        .save(dir.join("tokenizer.json"))
+        .map_err(TrainError::other)?;
     let metrics = prefixed(&fitted.validation);
     Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
 }
@@ -254,28 +304,57 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     let (_, model) = hf::load(&job.run, &job.device).map_err(TrainError::other)?;
     (job.say)("measuring");
     let tokens = &corpus.validation;
-    let held_out = HeldOut { tokens, bytes: corpus.validation_bytes, recipe: &recipe, device: &job.device };
+    let held_out = HeldOut {
+        tokens,
+        bytes: corpus.validation_bytes,
+        recipe: &recipe,
+        device: &job.device,
+    };
     let metrics = held_out.measure(&model).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
     for (name, value) in prefixed(&metrics) {
-        let how = format!("tokens={}|windows=side-by-side|seq_len={}", tokens.len(), recipe.model.seq_len);
-        evaluation.put(&name, value, format!("{name}|{how}|split=last-{}", recipe.data.validation));
+        let how = format!(
+            "tokens={}|windows=side-by-side|seq_len={}",
+            tokens.len(),
+            recipe.model.seq_len
+        );
+        evaluation.put(
+            &name,
+            value,
+            format!("{name}|{how}|split=last-{}", recipe.data.validation),
+        );
     }
     Ok(evaluation)
 }
 
 fn prefixed(metrics: &Metrics) -> Metrics {
-    metrics.iter().map(|(name, value)| (format!("validation_{name}"), *value)).collect()
+    metrics
+        .iter()
+        .map(|(name, value)| (format!("validation_{name}"), *value))
+        .collect()
 }
 
 /// The text on disk, if the recipe reads any. Streamed stories are written to a file first.
 fn text_path(recipe: &GptRecipe, path: Option<&Path>) -> Result<Option<PathBuf>, TrainError> {
-    let TextData { source, count, streaming, .. } = recipe.data;
+    let TextData {
+        source,
+        count,
+        streaming,
+        ..
+    } = recipe.data;
     match source {
-        TextSource::Path => Ok(Some(path.ok_or_else(super::sections::missing_path)?.to_owned())),
+        TextSource::Path => Ok(Some(
+            path.ok_or_else(super::sections::missing_path)?.to_owned(),
+        )),
         TextSource::Stories if streaming => {
-            let file = std::env::temp_dir().join(format!("maquette-stories-{count}-{}.txt", recipe.train.seed));
-            write_atomic(&file, stories::generate(count, recipe.train.seed).as_bytes())?;
+            let file = std::env::temp_dir().join(format!(
+                "maquette-stories-{count}-{}.txt",
+                recipe.train.seed
+            ));
+            write_atomic(
+                &file,
+                stories::generate(count, recipe.train.seed).as_bytes(),
+            )?;
             Ok(Some(file))
         }
         TextSource::Stories => Ok(None),
@@ -291,11 +370,22 @@ impl Corpus {
             Some(path) => text::read(path).map_err(TrainError::other)?,
             None => stories::generate(data.count, recipe.train.seed),
         };
-        let tokenizer = recipe.tokenizer.train(std::iter::once(Ok(whole.clone()))).map_err(TrainError::other)?;
+        let tokenizer = recipe
+            .tokenizer
+            .train(std::iter::once(Ok(whole.clone())))
+            .map_err(TrainError::other)?;
         let tokens = TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?;
         let (train, validation) = tokens.split(data.validation).map_err(TrainError::other)?;
-        train.check(recipe.train.batch, recipe.model.seq_len).map_err(TrainError::other)?;
-        Self::new(tokenizer, TrainText::Memory(train), validation, tokens.hash(), recipe)
+        train
+            .check(recipe.train.batch, recipe.model.seq_len)
+            .map_err(TrainError::other)?;
+        Self::new(
+            tokenizer,
+            TrainText::Memory(train),
+            validation,
+            tokens.hash(),
+            recipe,
+        )
     }
 
     /// A stream over files of any size. A learnt vocabulary comes from their first 32 MiB.
@@ -303,7 +393,9 @@ impl Corpus {
         const PIECE: usize = 64 << 10;
         const PIECES: usize = 512;
         let files = text::files(path).map_err(TrainError::other)?;
-        let head = text::pieces(&files, PIECE).take(PIECES).map(|piece| Ok(piece?.text));
+        let head = text::pieces(&files, PIECE)
+            .take(PIECES)
+            .map(|piece| Ok(piece?.text));
         let tokenizer = Arc::new(recipe.tokenizer.train(head).map_err(TrainError::other)?);
         let config = TextStreamConfig {
             batch: recipe.train.batch,
@@ -313,12 +405,21 @@ impl Corpus {
             holdout: recipe.data.validation,
             ..TextStreamConfig::default()
         };
-        let mut stream = TextStream::open(path, tokenizer.clone(), config).map_err(TrainError::other)?;
+        let mut stream =
+            TextStream::open(path, tokenizer.clone(), config).map_err(TrainError::other)?;
         let windows = recipe.data.validation_windows.unwrap_or(STREAMED_WINDOWS);
-        let validation = stream.holdout(windows * recipe.model.seq_len).map_err(TrainError::other)?;
+        let validation = stream
+            .holdout(windows * recipe.model.seq_len)
+            .map_err(TrainError::other)?;
         let sha256 = stream.hash().map_err(TrainError::other)?;
         let tokenizer = Arc::unwrap_or_clone(tokenizer);
-        Self::new(tokenizer, TrainText::Disk(Box::new(stream)), validation, sha256, recipe)
+        Self::new(
+            tokenizer,
+            TrainText::Disk(Box::new(stream)),
+            validation,
+            sha256,
+            recipe,
+        )
     }
 
     fn new(
@@ -328,9 +429,20 @@ impl Corpus {
         sha256: String,
         recipe: &GptRecipe,
     ) -> Result<Self, TrainError> {
-        validation.check(1, recipe.model.seq_len).map_err(TrainError::other)?;
-        let validation_bytes = tokenizer.decode(&validation.tokens).map_err(TrainError::other)?.len();
-        Ok(Self { tokenizer: Arc::new(tokenizer), train, validation, validation_bytes, sha256 })
+        validation
+            .check(1, recipe.model.seq_len)
+            .map_err(TrainError::other)?;
+        let validation_bytes = tokenizer
+            .decode(&validation.tokens)
+            .map_err(TrainError::other)?
+            .len();
+        Ok(Self {
+            tokenizer: Arc::new(tokenizer),
+            train,
+            validation,
+            validation_bytes,
+            sha256,
+        })
     }
 }
 
@@ -338,7 +450,10 @@ impl Corpus {
 fn tensors(windows: &Windows, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
     let tensor = |ids: &[u32]| {
         let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        Tensor::from_data(TensorData::new(ids, [windows.batch, windows.seq_len]), device)
+        Tensor::from_data(
+            TensorData::new(ids, [windows.batch, windows.seq_len]),
+            device,
+        )
     };
     (tensor(&windows.inputs), tensor(&windows.targets))
 }
@@ -356,7 +471,12 @@ impl HeldOut<'_> {
     fn measure(&self, model: &Gpt) -> Result<Metrics, BoxError> {
         const ROWS: usize = 32;
         let seq_len = self.recipe.model.seq_len;
-        let limit = self.recipe.data.validation_windows.unwrap_or(usize::MAX).saturating_mul(seq_len);
+        let limit = self
+            .recipe
+            .data
+            .validation_windows
+            .unwrap_or(usize::MAX)
+            .saturating_mul(seq_len);
         let (mut nats, mut count) = (0.0, 0usize);
         for windows in self.tokens.coverage(ROWS, seq_len)? {
             if count >= limit {
@@ -372,69 +492,41 @@ impl HeldOut<'_> {
         Ok(Metrics::from([
             ("loss".to_owned(), loss),
             ("perplexity".to_owned(), likelihood::perplexity(loss)),
-            ("bits_per_byte".to_owned(), likelihood::bits_per_byte(nats, bytes.round() as usize)?),
+            (
+                "bits_per_byte".to_owned(),
+                likelihood::bits_per_byte(nats, bytes.round() as usize)?,
+            ),
         ]))
     }
 }
 
 /// Writes `sample-N.txt`.
-fn samples(model: &Gpt, step: u64, folder: &Path, recipe: &GptRecipe, tokenizer: &Tokenizer, device: &Device) -> Result<(), BoxError> {
-    let prompt = if recipe.sample.prompt.is_empty() { "\n" } else { &recipe.sample.prompt };
+fn samples(
+    model: &Gpt,
+    step: u64,
+    folder: &Path,
+    recipe: &GptRecipe,
+    tokenizer: &Tokenizer,
+) -> Result<(), BoxError> {
+    let prompt = if recipe.sample.prompt.is_empty() {
+        "\n"
+    } else {
+        &recipe.sample.prompt
+    };
+    let random = &mut rng(recipe.train.seed, Stream::Sample, step);
     for i in 0..recipe.sample.count {
-        let seed = maquette_rng::seed_for(recipe.train.seed, Stream::Sample, step) ^ i as u64;
-        let request = TextRequest { prompt, options: &recipe.sample.options, seed };
-        let made = write(model, tokenizer, &request, device, |_| ControlFlow::Continue(()))?;
-        write_atomic(&folder.join(format!("sample-{i}.txt")), format!("{prompt}{}\n", made.text).as_bytes())?;
+        let made = complete(
+            model,
+            tokenizer,
+            prompt,
+            &recipe.sample.options,
+            random,
+            |_| ControlFlow::Continue(()),
+        )?;
+        write_atomic(
+            &folder.join(format!("sample-{i}.txt")),
+            format!("{prompt}{}\n", made.text).as_bytes(),
+        )?;
     }
     Ok(())
-}
-
-/// What is asked of a language model.
-pub struct TextRequest<'a> {
-    /// The text to go on from.
-    pub prompt: &'a str,
-    /// How long, when to stop, how each token is drawn.
-    pub options: &'a GenerateOptions,
-    /// The seed.
-    pub seed: u64,
-}
-
-/// Generates text with the model's key-value cache, handing pieces to `on_text` as they come.
-///
-/// # Errors
-/// A prompt the tokenizer cannot encode, or options out of range.
-pub fn write(
-    model: &Gpt,
-    tokenizer: &Tokenizer,
-    request: &TextRequest<'_>,
-    device: &Device,
-    on_text: impl FnMut(&str) -> ControlFlow<()>,
-) -> Result<Generated, TrainError> {
-    let prompt = tokenizer.encode(request.prompt).map_err(TrainError::other)?;
-    let mut cache = KvCache::new();
-    let mut forward = |feed: Feed<'_>| -> Result<Vec<f32>, GenerateError> {
-        let one;
-        let ids: &[u32] = match feed {
-            Feed::Restart(ids) => {
-                cache.clear();
-                ids
-            }
-            Feed::Append(id) => {
-                one = [id];
-                &one
-            }
-        };
-        let shape = [1, ids.len()];
-        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        let logits = model.forward_cached(Tensor::from_data(TensorData::new(ids, shape), device), &mut cache);
-        let [_, seq, vocab] = logits.dims();
-        let last = logits.narrow(1, seq - 1, 1).reshape([vocab]);
-        last.try_into_vec_as::<f32>().map_err(|error| GenerateError::Decode(format!("{error:?}")))
-    };
-    let mut token_model = TokenModel { forward: &mut forward, seq_len: model.seq_len() };
-    let mut random = rng(request.seed, Stream::Sample, 0);
-    let mut options = request.options.clone();
-    options.end_tokens.extend(tokenizer.end_of_text());
-    generate_text(&mut token_model, &prompt, &options, |ids| tokenizer.decode(ids), &mut random, on_text)
-        .map_err(TrainError::other)
 }

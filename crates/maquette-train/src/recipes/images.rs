@@ -13,12 +13,19 @@ pub struct Batch {
 
 impl Batch {
     /// The images at `indices`, normalised; labels are zero where the set has none.
-    pub fn new(set: &ImageSet, indices: &[usize], normalization: &Normalization, augment: Option<(&Augment, &mut Rng)>) -> Self {
+    pub fn new(
+        set: &ImageSet,
+        indices: &[usize],
+        normalization: &Normalization,
+        augment: Option<(&Augment, &mut Rng)>,
+    ) -> Self {
         let [channels, height, width] = shape(set);
         Self {
             values: set.batch(indices, normalization, augment),
             shape: [indices.len(), channels, height, width],
-            labels: set.labels_at(indices).unwrap_or_else(|| vec![0; indices.len()]),
+            labels: set
+                .labels_at(indices)
+                .unwrap_or_else(|| vec![0; indices.len()]),
         }
     }
 
@@ -57,5 +64,7 @@ pub fn shape(set: &ImageSet) -> [usize; 3] {
 
 /// `0..n` in pieces of at most `size`.
 pub fn chunks(n: usize, size: usize) -> impl Iterator<Item = Vec<usize>> {
-    (0..n).step_by(size).map(move |start| (start..(start + size).min(n)).collect())
+    (0..n)
+        .step_by(size)
+        .map(move |start| (start..(start + size).min(n)).collect())
 }

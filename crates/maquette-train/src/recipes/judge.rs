@@ -37,17 +37,30 @@ impl Judge {
     ///
     /// # Errors
     /// Images without labels.
-    pub fn train(images: &Images, source: ImageSource, steps: u64, device: &Device) -> Result<Self, TrainError> {
+    pub fn train(
+        images: &Images,
+        source: ImageSource,
+        steps: u64,
+        device: &Device,
+    ) -> Result<Self, TrainError> {
         let (learn, test, part) = match source {
             ImageSource::Glyphs => (&images.test, &images.train, "held-out-fonts"),
             ImageSource::Path => (&images.train, &images.test, "train"),
         };
         let n_classes = learn.class_names.len();
         if learn.labels.is_none() || n_classes == 0 {
-            return Err(TrainError::other("a judge needs labelled images; this data has no labels"));
+            return Err(TrainError::other(
+                "a judge needs labelled images; this data has no labels",
+            ));
         }
         let model = learn_to_read(learn, n_classes, steps, device)?;
-        let mut judge = Self { model, device: device.clone(), n_classes, accuracy: 0.0, name: format!("cnn-{part}-{steps}-steps") };
+        let mut judge = Self {
+            model,
+            device: device.clone(),
+            n_classes,
+            accuracy: 0.0,
+            name: format!("cnn-{part}-{steps}-steps"),
+        };
         judge.accuracy = judge.readback(test)?.accuracy();
         Ok(judge)
     }
@@ -57,19 +70,31 @@ impl Judge {
     /// # Errors
     /// Images without labels.
     pub fn readback(&self, images: &ImageSet) -> Result<Confusion, TrainError> {
-        let truth: Vec<usize> = images.labels.iter().flatten().map(|&label| label.into()).collect();
+        let truth: Vec<usize> = images
+            .labels
+            .iter()
+            .flatten()
+            .map(|&label| label.into())
+            .collect();
         let mut read = Vec::with_capacity(images.len());
         for indices in images::chunks(images.len(), 256) {
             let batch = Batch::new(images, &indices, &Normalization::MinMax, None);
             let logits = self.model.forward(batch.tensor(&self.device));
-            let logits = logits.try_into_vec_as::<f32>().map_err(|error| TrainError::other(format!("{error:?}")))?;
+            let logits = logits
+                .try_into_vec_as::<f32>()
+                .map_err(|error| TrainError::other(format!("{error:?}")))?;
             read.extend(predictions(&logits, self.n_classes).map_err(TrainError::other)?);
         }
         Confusion::new(&read, &truth, self.n_classes).map_err(TrainError::other)
     }
 }
 
-fn learn_to_read(images: &ImageSet, n_classes: usize, steps: u64, device: &Device) -> Result<Classifier, TrainError> {
+fn learn_to_read(
+    images: &ImageSet,
+    n_classes: usize,
+    steps: u64,
+    device: &Device,
+) -> Result<Classifier, TrainError> {
     let device = device.clone().autodiff();
     let config = ClassifierConfig {
         n_classes,
@@ -77,15 +102,32 @@ fn learn_to_read(images: &ImageSet, n_classes: usize, steps: u64, device: &Devic
         ..ClassifierConfig::default()
     };
     let mut model = config.init(&device, &mut rng(SEED, Stream::Init, 0));
-    let spec = OptimizerSpec { weight_decay: 0.01, ..OptimizerSpec::adamw(2e-3) };
-    let rate = ScheduleSpec { kind: ScheduleKind::Cosine, warmup: steps / 20, ..ScheduleSpec::default() };
-    let augment = Augment { shift: 2, rotate: 8.0, ..Augment::default() };
+    let spec = OptimizerSpec {
+        weight_decay: 0.01,
+        ..OptimizerSpec::adamw(2e-3)
+    };
+    let rate = ScheduleSpec {
+        kind: ScheduleKind::Cosine,
+        warmup: steps / 20,
+        ..ScheduleSpec::default()
+    };
+    let augment = Augment {
+        shift: 2,
+        rotate: 8.0,
+        ..Augment::default()
+    };
     let mut optimizer = optimizer::build(&spec, &model);
-    let order = Order::new(images.len(), BATCH.min(images.len()), SEED).map_err(TrainError::other)?;
+    let order =
+        Order::new(images.len(), BATCH.min(images.len()), SEED).map_err(TrainError::other)?;
     for step in 0..steps {
         let indices = order.indices(step);
         let random = &mut rng(SEED, Stream::Augment, step);
-        let batch = Batch::new(images, &indices, &Normalization::MinMax, Some((&augment, random)));
+        let batch = Batch::new(
+            images,
+            &indices,
+            &Normalization::MinMax,
+            Some((&augment, random)),
+        );
         let labels = batch.labels(&device);
         let loss = model.loss(batch.tensor(&device), labels);
         let grads = GradientsParams::from_grads(loss.backward(), &model);

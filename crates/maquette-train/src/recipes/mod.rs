@@ -24,8 +24,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::spec::Invalid;
 use crate::{
-    Control, Evaluation, Event, LoopSpec, OptimizerSpec, Place, Plan, RecipeError, Run, RunResult, RunSpec,
-    ScheduleSpec, Source, Task, TrainError, fit, recipe, run,
+    Control, Evaluation, Event, LoopSpec, OptimizerSpec, Place, Plan, RecipeError, Run, RunResult,
+    RunSpec, ScheduleSpec, Source, Task, TrainError, fit, recipe, run,
 };
 
 /// The kinds of model that can be trained.
@@ -46,11 +46,23 @@ pub enum Family {
 
 /// Every family with its one line, for listings.
 pub const FAMILIES: &[(&str, &str)] = &[
-    ("gpt", "decoder-only transformer (GPT-2 and Llama forms) on text"),
-    ("vae", "variational autoencoder (MLP or convolutional) on images"),
-    ("diffusion", "denoising diffusion (U-Net, class-conditional) on images"),
+    (
+        "gpt",
+        "decoder-only transformer (GPT-2 and Llama forms) on text",
+    ),
+    (
+        "vae",
+        "variational autoencoder (MLP or convolutional) on images",
+    ),
+    (
+        "diffusion",
+        "denoising diffusion (U-Net, class-conditional) on images",
+    ),
     ("points", "denoising diffusion (MLP) on points in the plane"),
-    ("classifier", "convolutional image classifier, the judge of generated images"),
+    (
+        "classifier",
+        "convolutional image classifier, the judge of generated images",
+    ),
 ];
 
 impl Family {
@@ -122,7 +134,8 @@ pub struct Estimate {
 impl Estimate {
     /// The time of all steps.
     pub fn training(&self) -> Duration {
-        Duration::try_from_secs_f64(self.seconds_per_step * self.steps as f64).unwrap_or(Duration::MAX)
+        Duration::try_from_secs_f64(self.seconds_per_step * self.steps as f64)
+            .unwrap_or(Duration::MAX)
     }
 }
 
@@ -170,12 +183,23 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     };
     if let Some(unknown) = wanted.iter().find(|name| !all.metrics.contains_key(*name)) {
         let known: Vec<_> = all.metrics.keys().map(String::as_str).collect();
-        return Err(TrainError::other(format!("there is no metric `{unknown}` for this run; it has {}", known.join(", "))));
+        return Err(TrainError::other(format!(
+            "there is no metric `{unknown}` for this run; it has {}",
+            known.join(", ")
+        )));
     }
     let keep = |name: &String| wanted.is_empty() || wanted.contains(name);
     Ok(Evaluation {
-        metrics: all.metrics.into_iter().filter(|(name, _)| keep(name)).collect(),
-        signatures: all.signatures.into_iter().filter(|(name, _)| keep(name)).collect(),
+        metrics: all
+            .metrics
+            .into_iter()
+            .filter(|(name, _)| keep(name))
+            .collect(),
+        signatures: all
+            .signatures
+            .into_iter()
+            .filter(|(name, _)| keep(name))
+            .collect(),
     })
 }
 
@@ -184,7 +208,11 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
 /// # Errors
 /// Not a run folder.
 pub fn of_run(dir: &Path) -> Result<Source, TrainError> {
-    Ok(Source::new(&dir.join("recipe.toml").display().to_string(), &run::recipe(dir)?, &[]))
+    Ok(Source::new(
+        &dir.join("recipe.toml").display().to_string(),
+        &run::recipe(dir)?,
+        &[],
+    ))
 }
 
 impl Job<'_> {
@@ -202,7 +230,11 @@ impl Job<'_> {
     }
 
     /// Opens the run folder of this job.
-    pub(crate) fn open_run<R: Serialize>(&self, recipe: &R, data_sha256: &str) -> Result<Run, TrainError> {
+    pub(crate) fn open_run<R: Serialize>(
+        &self,
+        recipe: &R,
+        data_sha256: &str,
+    ) -> Result<Run, TrainError> {
         Run::open(&RunSpec {
             place: self.place.clone(),
             recipe: &recipe::resolved(recipe)?,
@@ -218,7 +250,10 @@ impl Job<'_> {
 
     /// The handles that the loop needs.
     pub(crate) fn control(&mut self) -> Control<'_> {
-        Control { stop: self.stop, on_event: self.on_event }
+        Control {
+            stop: self.stop,
+            on_event: self.on_event,
+        }
     }
 
     /// Ends a `--dry-run`.
@@ -229,7 +264,11 @@ impl Job<'_> {
         task: Task<'_, M, B>,
         plan: &Plan<'_>,
     ) -> Result<Outcome, TrainError> {
-        let fit::Measured { parameters, seconds_per_step, steps } = fit::measure(model, task, plan)?;
+        let fit::Measured {
+            parameters,
+            seconds_per_step,
+            steps,
+        } = fit::measure(model, task, plan)?;
         Ok(Outcome::Estimated(Estimate {
             recipe: recipe::resolved(recipe)?,
             parameters,
@@ -256,8 +295,14 @@ pub(crate) fn validate(
 
 /// Memory of this process, in MiB; 0 where the system does not tell.
 pub fn resident_mib() -> f64 {
-    let Ok(mut system) = sysinfo::System::new() else { return 0.0 };
-    let Ok(pid) = sysinfo::get_current_pid() else { return 0.0 };
+    let Ok(mut system) = sysinfo::System::new() else {
+        return 0.0;
+    };
+    let Ok(pid) = sysinfo::get_current_pid() else {
+        return 0.0;
+    };
     system.refresh_processes(sysinfo::ProcessesToUpdate::Some(&[pid]), true);
-    system.process(pid).map_or(0.0, |process| process.memory() as f64 / (1u64 << 20) as f64)
+    system
+        .process(pid)
+        .map_or(0.0, |process| process.memory() as f64 / (1u64 << 20) as f64)
 }

@@ -90,7 +90,10 @@ impl Stamp {
     }
 
     fn png(&self, picture: &Picture, image: Option<usize>) -> Result<Vec<u8>, TrainError> {
-        let stamp = Self { image, ..self.clone() };
+        let stamp = Self {
+            image,
+            ..self.clone()
+        };
         let text = serde_json::to_string(&stamp).map_err(TrainError::other)?;
         encode_png(picture, &[(RECIPE_KEY, &text)]).map_err(TrainError::other)
     }
@@ -103,7 +106,11 @@ pub type Draw<'a> = dyn FnMut(&ImageRequest, Range<usize>) -> Result<Tensor<4>, 
 ///
 /// # Errors
 /// What `draw` reports.
-pub fn draw_all(request: &ImageRequest, range: (f32, f32), draw: &mut Draw<'_>) -> Result<Vec<Picture>, TrainError> {
+pub fn draw_all(
+    request: &ImageRequest,
+    range: (f32, f32),
+    draw: &mut Draw<'_>,
+) -> Result<Vec<Picture>, TrainError> {
     let mut all = Vec::with_capacity(request.count);
     for start in (0..request.count).step_by(BATCH) {
         let images = draw(request, start..(start + BATCH).min(request.count))?;
@@ -135,7 +142,10 @@ pub fn save(folder: &Path, all: &[Picture], stamp: &Stamp) -> Result<Vec<PathBuf
 /// # Errors
 /// No images, or a folder that cannot be written.
 pub fn save_sheet(path: &Path, all: &[Picture]) -> Result<(), TrainError> {
-    write_atomic(path, &encode_png(&sheet(all)?, &[]).map_err(TrainError::other)?)
+    write_atomic(
+        path,
+        &encode_png(&sheet(all)?, &[]).map_err(TrainError::other)?,
+    )
 }
 
 /// All images side by side, enlarged.
@@ -144,7 +154,11 @@ pub fn save_sheet(path: &Path, all: &[Picture]) -> Result<(), TrainError> {
 /// No images.
 pub fn sheet(all: &[Picture]) -> Result<Picture, TrainError> {
     let columns = (all.len() as f64).sqrt().ceil() as usize;
-    let columns = if all.len() > 8 { columns.max(8) } else { all.len() };
+    let columns = if all.len() > 8 {
+        columns.max(8)
+    } else {
+        all.len()
+    };
     let sheet = grid(all, columns, 1, 48).map_err(TrainError::other)?;
     sheet.upscaled(GRID_SCALE).map_err(TrainError::other)
 }
@@ -153,14 +167,20 @@ pub fn sheet(all: &[Picture]) -> Result<Picture, TrainError> {
 ///
 /// # Errors
 /// What `draw` reports; an image number beyond the request.
-pub fn replay(stamp: &Stamp, range: (f32, f32), draw: &mut Draw<'_>) -> Result<Vec<u8>, TrainError> {
+pub fn replay(
+    stamp: &Stamp,
+    range: (f32, f32),
+    draw: &mut Draw<'_>,
+) -> Result<Vec<u8>, TrainError> {
     let Some(image) = stamp.image else {
         let all = draw_all(&stamp.request, range, draw)?;
         return stamp.png(&sheet(&all)?, None);
     };
     let count = stamp.request.count;
     if image >= count {
-        return Err(TrainError::other(format!("the picture says it is number {image} of {count}: its metadata were edited")));
+        return Err(TrainError::other(format!(
+            "the picture says it is number {image} of {count}: its metadata were edited"
+        )));
     }
     let start = image / BATCH * BATCH;
     let batch = draw(&stamp.request, start..(start + BATCH).min(count))?;
@@ -172,30 +192,57 @@ pub fn replay(stamp: &Stamp, range: (f32, f32), draw: &mut Draw<'_>) -> Result<V
 ///
 /// # Errors
 /// A label that is neither a class's name nor its number.
-pub fn labels(request: &ImageRequest, range: Range<usize>, names: &[String]) -> Result<Vec<u16>, TrainError> {
-    let wanted = request.labels.iter().map(|label| class_of(label, names)).collect::<Result<Vec<_>, _>>()?;
-    let classes: Vec<u16> = if wanted.is_empty() { (0..names.len() as u16).collect() } else { wanted };
+pub fn labels(
+    request: &ImageRequest,
+    range: Range<usize>,
+    names: &[String],
+) -> Result<Vec<u16>, TrainError> {
+    let wanted = request
+        .labels
+        .iter()
+        .map(|label| class_of(label, names))
+        .collect::<Result<Vec<_>, _>>()?;
+    let classes: Vec<u16> = if wanted.is_empty() {
+        (0..names.len() as u16).collect()
+    } else {
+        wanted
+    };
     Ok(range.map(|i| classes[i % classes.len()]).collect())
 }
 
 fn class_of(label: &str, names: &[String]) -> Result<u16, TrainError> {
     let named = names.iter().position(|name| name == label);
-    let numbered = label.parse::<usize>().ok().filter(|&number| number < names.len());
+    let numbered = label
+        .parse::<usize>()
+        .ok()
+        .filter(|&number| number < names.len());
     named.or(numbered).map(|class| class as u16).ok_or_else(|| {
-        TrainError::other(format!("there is no class `{label}`; this model knows {}", names.join(", ")))
+        TrainError::other(format!(
+            "there is no class `{label}`; this model knows {}",
+            names.join(", ")
+        ))
     })
 }
 
 /// Pictures as a set, for metrics.
 pub fn as_set(all: &[Picture], labels: Option<Vec<u16>>, class_names: &[String]) -> ImageSet {
-    let (channels, height, width) = all.first().map_or((1, 0, 0), |p| (p.channels(), p.height(), p.width()));
+    let (channels, height, width) = all
+        .first()
+        .map_or((1, 0, 0), |p| (p.channels(), p.height(), p.width()));
     let mut pixels = Vec::with_capacity(all.len() * channels * height * width);
     for picture in all {
         for channel in 0..channels {
             pixels.extend(picture.pixels().iter().skip(channel).step_by(channels));
         }
     }
-    ImageSet { channels, height, width, pixels, labels, class_names: class_names.to_vec() }
+    ImageSet {
+        channels,
+        height,
+        width,
+        pixels,
+        labels,
+        class_names: class_names.to_vec(),
+    }
 }
 
 #[cfg(test)]
@@ -210,7 +257,10 @@ mod tests {
             labels: labels.iter().map(|label| (*label).to_owned()).collect(),
             ..ImageRequest::default()
         };
-        assert_eq!(labels(&ask(&["C", "0"]), 0..4, &names).unwrap(), [2, 0, 2, 0]);
+        assert_eq!(
+            labels(&ask(&["C", "0"]), 0..4, &names).unwrap(),
+            [2, 0, 2, 0]
+        );
         assert_eq!(labels(&ask(&[]), 2..4, &names).unwrap(), [2, 0]);
         let error = labels(&ask(&["Z"]), 0..1, &names).unwrap_err().to_string();
         assert!(error.contains("A, B, C"), "{error}");

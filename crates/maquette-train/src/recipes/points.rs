@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use maquette_data::points::{self, PointSet};
 use maquette_data::Order;
-use maquette_eval::modes::{Modes, ModeRule, modes};
+use maquette_data::points::{self, PointSet};
+use maquette_eval::modes::{ModeRule, Modes, modes};
 use maquette_eval::two_sample::{Points, sliced_wasserstein};
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, noise, sample};
 use maquette_models::diffusion::DiffusionConfig;
@@ -19,7 +19,9 @@ use super::{EvaluateJob, Job, Outcome, validate};
 use crate::files::{create_folder, write_atomic};
 use crate::plot::{self, Frame, Series};
 use crate::spec::{Invalid, PublishedNumbers};
-use crate::{Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit, hash};
+use crate::{
+    Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit, hash,
+};
 
 /// Everything about one model of points.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -120,7 +122,12 @@ pub struct PointSample {
 
 impl Default for PointSample {
     fn default() -> Self {
-        Self { count: 10_000, steps: 50, sampler: Sampler::default(), spacing: Spacing::default() }
+        Self {
+            count: 10_000,
+            steps: 50,
+            sampler: Sampler::default(),
+            spacing: Spacing::default(),
+        }
     }
 }
 
@@ -132,10 +139,20 @@ impl PointsRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        recipe.model.validate().map_err(|error| source.at("model", error.to_string(), None))?;
-        recipe.diffusion.validate().map_err(|error| source.at("diffusion", error.to_string(), None))?;
+        recipe
+            .model
+            .validate()
+            .map_err(|error| source.at("model", error.to_string(), None))?;
+        recipe
+            .diffusion
+            .validate()
+            .map_err(|error| source.at("diffusion", error.to_string(), None))?;
         if recipe.model.d_data != 2 || recipe.model.n_classes != 0 {
-            let error = Invalid::new("d_data", "points have d_data = 2 and n_classes = 0", "leave both out");
+            let error = Invalid::new(
+                "d_data",
+                "points have d_data = 2 and n_classes = 0",
+                "leave both out",
+            );
             return Err(source.locate("model", error).into());
         }
         if recipe.data.count == 0 || recipe.sample.count == 0 {
@@ -175,8 +192,13 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         let x0 = Tensor::from_data(TensorData::new(data.batch(&indices), shape), &device);
         let random = &mut rng(seed, Stream::Noise, step);
         let steps = diffusion.draw_steps(indices.len(), random);
-        let eps = Tensor::from_data(TensorData::new(normal(random, 2 * indices.len()), shape), &device);
-        diffusion.loss(|x, t| model.forward(x, t, None), x0, &steps, eps).into()
+        let eps = Tensor::from_data(
+            TensorData::new(normal(random, 2 * indices.len()), shape),
+            &device,
+        );
+        diffusion
+            .loss(|x, t| model.forward(x, t, None), x0, &steps, eps)
+            .into()
     };
     let inner = job.device.clone();
     let plan = Plan {
@@ -186,14 +208,26 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         steps: recipe.train.total_steps(data.len()),
         device: &device,
     };
-    let task = Task::new(batches, loss).counting(batch as f64, "points").sample(|model: &DenoiserMlp, step, folder: &Path| {
-        let made = draw(model, &recipe, 2000, step, &inner)?;
-        Ok(write_atomic(&folder.join("points.svg"), scatter(&recipe, &made).as_bytes())?)
-    });
+    let task = Task::new(batches, loss)
+        .counting(batch as f64, "points")
+        .sample(|model: &DenoiserMlp, step, folder: &Path| {
+            let made = draw(model, &recipe, 2000, step, &inner)?;
+            Ok(write_atomic(
+                &folder.join("points.svg"),
+                scatter(&recipe, &made).as_bytes(),
+            )?)
+        });
     if job.dry_run {
         return job.estimate(&recipe, model, task, &plan);
     }
-    let sha256 = hash::sha256(&data.points.iter().flatten().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
+    let sha256 = hash::sha256(
+        &data
+            .points
+            .iter()
+            .flatten()
+            .flat_map(|x| x.to_le_bytes())
+            .collect::<Vec<_>>(),
+    );
     let mut run = job.open_run(&recipe, &sha256)?;
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
 
@@ -222,20 +256,38 @@ pub fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made>, Trai
     let model = load(&recipe, &job.model, &job.device)?;
     recipe.sample.steps = job.images.steps.unwrap_or(recipe.sample.steps);
     recipe.sample.sampler = job.images.sampler.unwrap_or(recipe.sample.sampler);
-    let made = draw(&model, &recipe, job.images.count, job.images.seed, &job.device)?;
-    let folder = job.out.unwrap_or_else(|| job.model.join("samples").join("generated"));
+    let made = draw(
+        &model,
+        &recipe,
+        job.images.count,
+        job.images.seed,
+        &job.device,
+    )?;
+    let folder = job
+        .out
+        .unwrap_or_else(|| job.model.join("samples").join("generated"));
     create_folder(&folder)?;
     let rows: String = made.iter().map(|[x, y]| format!("{x},{y}\n")).collect();
     let (table, picture) = (folder.join("points.csv"), folder.join("points.svg"));
     write_atomic(&table, format!("x,y\n{rows}").as_bytes())?;
     write_atomic(&picture, scatter(&recipe, &made).as_bytes())?;
-    Ok([table, picture].map(|path| Made::Image { path, seed: job.images.seed }).into())
+    Ok([table, picture]
+        .map(|path| Made::Image {
+            path,
+            seed: job.images.seed,
+        })
+        .into())
 }
 
 fn save(model: &DenoiserMlp, recipe: &PointsRecipe, dir: &Path) -> Result<(), TrainError> {
     let config = serde_json::json!({ "architecture": "denoiser-mlp", "model": recipe.model, "diffusion": recipe.diffusion });
     write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(model, &dir.join("model.safetensors"), &store::Metadata::default()).map_err(TrainError::other)
+    store::save(
+        model,
+        &dir.join("model.safetensors"),
+        &store::Metadata::default(),
+    )
+    .map_err(TrainError::other)
 }
 
 fn load(recipe: &PointsRecipe, dir: &Path, device: &Device) -> Result<DenoiserMlp, TrainError> {
@@ -244,7 +296,13 @@ fn load(recipe: &PointsRecipe, dir: &Path, device: &Device) -> Result<DenoiserMl
 }
 
 /// `count` points of the model.
-pub fn draw(model: &DenoiserMlp, recipe: &PointsRecipe, count: usize, seed: u64, device: &Device) -> Result<Vec<[f32; 2]>, TrainError> {
+pub fn draw(
+    model: &DenoiserMlp,
+    recipe: &PointsRecipe,
+    count: usize,
+    seed: u64,
+    device: &Device,
+) -> Result<Vec<[f32; 2]>, TrainError> {
     let diffusion = recipe.diffusion.init();
     let denoise = |x: Tensor<2>, t: usize| {
         let steps = vec![t; x.dims()[0]];
@@ -253,35 +311,79 @@ pub fn draw(model: &DenoiserMlp, recipe: &PointsRecipe, count: usize, seed: u64,
     };
     let mut random = [rng(seed, Stream::Sample, 0)];
     let start = noise([count, 2], &mut random, device);
-    let made = sample(recipe.sample.sampler, denoise, start, &recipe.grid()?, &mut random, |_| {});
-    let flat = made.try_into_vec_as::<f32>().map_err(|error| TrainError::other(format!("{error:?}")))?;
+    let made = sample(
+        recipe.sample.sampler,
+        denoise,
+        start,
+        &recipe.grid()?,
+        &mut random,
+        |_| {},
+    );
+    let flat = made
+        .try_into_vec_as::<f32>()
+        .map_err(|error| TrainError::other(format!("{error:?}")))?;
     Ok(flat.chunks_exact(2).map(|xy| [xy[0], xy[1]]).collect())
 }
 
 /// Mode coverage where the truth is a mixture; distance to fresh data everywhere.
-fn measure(model: &DenoiserMlp, recipe: &PointsRecipe, device: &Device) -> Result<Evaluation, TrainError> {
+fn measure(
+    model: &DenoiserMlp,
+    recipe: &PointsRecipe,
+    device: &Device,
+) -> Result<Evaluation, TrainError> {
     let count = recipe.sample.count;
     let made = draw(model, recipe, count, recipe.train.seed, device)?;
-    let signature = |metric: &str| format!("{metric}|n={count}|steps={}|sampler={:?}", recipe.sample.steps, recipe.sample.sampler);
+    let signature = |metric: &str| {
+        format!(
+            "{metric}|n={count}|steps={}|sampler={:?}",
+            recipe.sample.steps, recipe.sample.sampler
+        )
+    };
     let mut evaluation = Evaluation::default();
     if let Some((centres, sigma)) = recipe.data.source.truth() {
         let rule = ModeRule::default();
-        let Modes { covered, high_quality, .. } = modes(&made, &centres, sigma, &rule).map_err(TrainError::other)?;
+        let Modes {
+            covered,
+            high_quality,
+            ..
+        } = modes(&made, &centres, sigma, &rule).map_err(TrainError::other)?;
         evaluation.put("modes", covered as f64, signature("modes"));
-        evaluation.put("high_quality", high_quality, format!("{}|within={}sigma", signature("high_quality"), rule.n_sigma));
+        evaluation.put(
+            "high_quality",
+            high_quality,
+            format!("{}|within={}sigma", signature("high_quality"), rule.n_sigma),
+        );
     }
     // Fresh points: neither those learnt from nor those the noise came from.
-    let fresh = recipe.data.source.points(count, recipe.train.seed.wrapping_add(1));
-    let (ours, truth) = (Points::plane(&made).map_err(TrainError::other)?, Points::plane(&fresh.points).map_err(TrainError::other)?);
+    let fresh = recipe
+        .data
+        .source
+        .points(count, recipe.train.seed.wrapping_add(1));
+    let (ours, truth) = (
+        Points::plane(&made).map_err(TrainError::other)?,
+        Points::plane(&fresh.points).map_err(TrainError::other)?,
+    );
     let random = &mut rng(recipe.train.seed, Stream::Evaluate, 0);
     let distance = sliced_wasserstein(ours, truth, 64, random).map_err(TrainError::other)?;
-    evaluation.put("sliced_wasserstein", distance, format!("{}|projections=64", signature("sliced_wasserstein")));
+    evaluation.put(
+        "sliced_wasserstein",
+        distance,
+        format!("{}|projections=64", signature("sliced_wasserstein")),
+    );
     Ok(evaluation)
 }
 
 fn scatter(recipe: &PointsRecipe, made: &[[f32; 2]]) -> String {
     let truth = recipe.data.source.points(made.len().min(2000), 1);
-    let series = |name, points: &[[f32; 2]]| Series::new(name, points.iter().map(|[x, y]| (f64::from(*x), f64::from(*y))));
+    let series = |name, points: &[[f32; 2]]| {
+        Series::new(
+            name,
+            points.iter().map(|[x, y]| (f64::from(*x), f64::from(*y))),
+        )
+    };
     let shown = &made[..made.len().min(2000)];
-    plot::scatter(&Frame::new("", "x", "y").sized(480, 480), &[series("data", &truth.points), series("model", shown)])
+    plot::scatter(
+        &Frame::new("", "x", "y").sized(480, 480),
+        &[series("data", &truth.points), series("model", shown)],
+    )
 }

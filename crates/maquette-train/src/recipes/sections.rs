@@ -6,8 +6,8 @@ use maquette_data::glyphs::{GlyphConfig, glyphs};
 use maquette_data::{Augment, DataError, ImageSet, Split, images};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::Invalid;
 use crate::TrainError;
+use crate::spec::Invalid;
 
 /// Where images come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +71,10 @@ impl ImageData {
             ImageSource::Glyphs => {
                 let config = self.glyphs.clone().unwrap_or_default();
                 let part = |split| glyphs(split, seed, &config).map_err(TrainError::other);
-                Images { train: part(Split::Train)?, test: part(Split::Test)? }
+                Images {
+                    train: part(Split::Train)?,
+                    test: part(Split::Test)?,
+                }
             }
             ImageSource::Path => self.open_path(path.ok_or_else(missing_path)?, seed)?,
         };
@@ -79,7 +82,10 @@ impl ImageData {
             return Ok(images);
         };
         let first: Vec<usize> = (0..limit).collect();
-        Ok(Images { train: images.train.subset(&first), ..images })
+        Ok(Images {
+            train: images.train.subset(&first),
+            ..images
+        })
     }
 
     fn open_path(&self, path: &Path, seed: u64) -> Result<Images, TrainError> {
@@ -87,7 +93,9 @@ impl ImageData {
         match images::open(path, Split::Test) {
             Ok(test) => Ok(Images { train, test }),
             Err(DataError::NoTestPart(_)) => {
-                let (train, test) = train.split(self.validation, seed).map_err(TrainError::other)?;
+                let (train, test) = train
+                    .split(self.validation, seed)
+                    .map_err(TrainError::other)?;
                 Ok(Images { train, test })
             }
             Err(error) => Err(TrainError::other(error)),
@@ -100,16 +108,30 @@ impl ImageData {
     /// The first offending key.
     pub fn validate(&self) -> Result<(), Invalid> {
         if !(0.0 < self.validation && self.validation < 1.0) {
-            return Err(Invalid::new("validation", "must lie between 0 and 1", "0.1 holds out a tenth"));
+            return Err(Invalid::new(
+                "validation",
+                "must lie between 0 and 1",
+                "0.1 holds out a tenth",
+            ));
         }
         if self.glyphs.is_some() && self.source != ImageSource::Glyphs {
-            return Err(Invalid::new("glyphs", "only for source = \"glyphs\"", "remove it, or change the source"));
+            return Err(Invalid::new(
+                "glyphs",
+                "only for source = \"glyphs\"",
+                "remove it, or change the source",
+            ));
         }
         if self.limit == Some(0) {
-            return Err(Invalid::new("limit", "must be at least 1", "leave it out to use everything"));
+            return Err(Invalid::new(
+                "limit",
+                "must be at least 1",
+                "leave it out to use everything",
+            ));
         }
         if let Some(augment) = &self.augment {
-            augment.check().map_err(|error| Invalid::new("augment", error.to_string(), "see the ranges of each key"))?;
+            augment.check().map_err(|error| {
+                Invalid::new("augment", error.to_string(), "see the ranges of each key")
+            })?;
         }
         Ok(())
     }

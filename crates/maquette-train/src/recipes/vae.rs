@@ -16,7 +16,10 @@ use super::sections::ImageData;
 use super::{EvaluateJob, Job, Outcome, images, validate};
 use crate::files::write_atomic;
 use crate::spec::PublishedNumbers;
-use crate::{BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit};
+use crate::{
+    BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
+    TrainError, fit,
+};
 
 /// Everything about one autoencoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +61,10 @@ pub struct VaeEvaluation {
 
 impl Default for VaeEvaluation {
     fn default() -> Self {
-        Self { importance_samples: 100, importance_images: 500 }
+        Self {
+            importance_samples: 100,
+            importance_images: 500,
+        }
     }
 }
 
@@ -70,8 +76,14 @@ impl VaeRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        recipe.data.validate().map_err(|invalid| source.locate("data", invalid))?;
-        recipe.model.validate().map_err(|error| source.at("model", error.to_string(), None))?;
+        recipe
+            .data
+            .validate()
+            .map_err(|invalid| source.locate("data", invalid))?;
+        recipe
+            .model
+            .validate()
+            .map_err(|error| source.at("model", error.to_string(), None))?;
         Ok(recipe)
     }
 }
@@ -85,7 +97,10 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = VaeRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(job.data_path(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let data = recipe.data.open(
+        job.data_path(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     recipe.model.image = images::shape(&data.train);
     recipe.model.validate().map_err(TrainError::other)?;
     let sha256 = data.hash();
@@ -96,7 +111,11 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 2. Model
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
-    let mut run = if job.dry_run { None } else { Some(job.open_run(&recipe, &sha256)?) };
+    let mut run = if job.dry_run {
+        None
+    } else {
+        Some(job.open_run(&recipe, &sha256)?)
+    };
 
     // 3. Loop
     let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
@@ -106,11 +125,24 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         let augment = augment.as_ref().map(|augment| (augment, random));
         images::Batch::new(&set, &order.indices(step), &Normalization::MinMax, augment)
     });
-    let batches = |_| ahead.next().map(Into::into).ok_or_else(|| BoxError::from("the background reader stopped"));
+    let batches = |_| {
+        ahead
+            .next()
+            .map(Into::into)
+            .ok_or_else(|| BoxError::from("the background reader stopped"))
+    };
     let loss = |model: &Vae, batch: images::Batch, step: u64| {
-        let noise = noise(batch.size(), &recipe.model, &mut rng(seed, Stream::Noise, step), &device);
+        let noise = noise(
+            batch.size(),
+            &recipe.model,
+            &mut rng(seed, Stream::Noise, step),
+            &device,
+        );
         let loss = model.loss(batch.tensor(&device), noise);
-        Loss { total: loss.total, parts: vec![("reconstruction", loss.reconstruction), ("kl", loss.kl)] }
+        Loss {
+            total: loss.total,
+            parts: vec![("reconstruction", loss.reconstruction), ("kl", loss.kl)],
+        }
     };
     let (inner, test) = (job.device.clone(), &data.test);
     let plan = Plan {
@@ -144,19 +176,33 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = VaeRecipe::parse(source)?;
     (job.say)("reading the images");
-    let data = recipe.data.open(job.data.as_deref().or(recipe.data.path.as_deref()), recipe.train.seed)?;
+    let data = recipe.data.open(
+        job.data.as_deref().or(recipe.data.path.as_deref()),
+        recipe.train.seed,
+    )?;
     let model = load(&recipe, &job.run, &job.device)?;
     (job.say)("measuring");
     let elbo = measure(&model, &data.test, &recipe, &job.device).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
     for (name, value) in test_metrics(&elbo) {
-        let signature = format!("{name}|nats-per-image|n={}|latents=1|pixels={:?}", data.test.len(), recipe.model.likelihood);
+        let signature = format!(
+            "{name}|nats-per-image|n={}|latents=1|pixels={:?}",
+            data.test.len(),
+            recipe.model.likelihood
+        );
         evaluation.put(&name, value, signature);
     }
     let importance = importance(&model, &data.test, &recipe, &job.device)?;
     for (name, value) in importance {
-        let VaeEvaluation { importance_samples, importance_images } = recipe.evaluate;
-        evaluation.put(&name, value, format!("{name}|nats-per-image|n={importance_images}|latents={importance_samples}"));
+        let VaeEvaluation {
+            importance_samples,
+            importance_images,
+        } = recipe.evaluate;
+        evaluation.put(
+            &name,
+            value,
+            format!("{name}|nats-per-image|n={importance_images}|latents={importance_samples}"),
+        );
     }
     Ok(evaluation)
 }
@@ -165,39 +211,76 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
 ///
 /// # Errors
 /// No weights.
-pub fn drawing(source: &Source, dir: &Path, device: &Device) -> Result<((f32, f32), Box<Draw<'static>>), TrainError> {
+pub fn drawing(
+    source: &Source,
+    dir: &Path,
+    device: &Device,
+) -> Result<((f32, f32), Box<Draw<'static>>), TrainError> {
     let recipe = VaeRecipe::parse(source)?;
     let model = load(&recipe, dir, device)?;
     let device = device.clone();
-    Ok(((0.0, 1.0), Box::new(move |request, range| prior(&model, request, range, &device))))
+    Ok((
+        (0.0, 1.0),
+        Box::new(move |request, range| prior(&model, request, range, &device)),
+    ))
 }
 
 /// Images `range` of a request: each decoded from its own draw of the prior.
-fn prior(model: &Vae, request: &ImageRequest, range: std::ops::Range<usize>, device: &Device) -> Result<Tensor<4>, TrainError> {
+fn prior(
+    model: &Vae,
+    request: &ImageRequest,
+    range: std::ops::Range<usize>,
+    device: &Device,
+) -> Result<Tensor<4>, TrainError> {
     if !request.labels.is_empty() {
-        return Err(TrainError::other("this model knows no labels: it was trained without them"));
+        return Err(TrainError::other(
+            "this model knows no labels: it was trained without them",
+        ));
     }
     let d_latent = model.config().d_latent;
     let shape = [range.len(), d_latent];
-    let latents: Vec<f32> = range.flat_map(|i| normal(&mut rng(request.seed, Stream::Sample, i as u64), d_latent)).collect();
+    let latents: Vec<f32> = range
+        .flat_map(|i| normal(&mut rng(request.seed, Stream::Sample, i as u64), d_latent))
+        .collect();
     Ok(model.decode(Tensor::from_data(TensorData::new(latents, shape), device)))
 }
 
-fn noise(batch: usize, config: &VaeConfig, random: &mut maquette_rng::Rng, device: &Device) -> Tensor<2> {
+fn noise(
+    batch: usize,
+    config: &VaeConfig,
+    random: &mut maquette_rng::Rng,
+    device: &Device,
+) -> Tensor<2> {
     let values = normal(random, batch * config.d_latent);
     Tensor::from_data(TensorData::new(values, [batch, config.d_latent]), device)
 }
 
-fn samples(model: &Vae, folder: &Path, recipe: &VaeRecipe, device: &Device) -> Result<(), BoxError> {
-    let request = ImageRequest { count: 64, seed: recipe.train.seed, ..ImageRequest::default() };
-    let all = draw_all(&request, (0.0, 1.0), &mut |request, range| prior(model, request, range, device))?;
+fn samples(
+    model: &Vae,
+    folder: &Path,
+    recipe: &VaeRecipe,
+    device: &Device,
+) -> Result<(), BoxError> {
+    let request = ImageRequest {
+        count: 64,
+        seed: recipe.train.seed,
+        ..ImageRequest::default()
+    };
+    let all = draw_all(&request, (0.0, 1.0), &mut |request, range| {
+        prior(model, request, range, device)
+    })?;
     Ok(save_sheet(&folder.join("prior.png"), &all)?)
 }
 
 fn save(model: &Vae, dir: &Path) -> Result<(), TrainError> {
     let config = serde_json::json!({ "architecture": "vae", "model": model.config() });
     write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(model, &dir.join("model.safetensors"), &store::Metadata::default()).map_err(TrainError::other)
+    store::save(
+        model,
+        &dir.join("model.safetensors"),
+        &store::Metadata::default(),
+    )
+    .map_err(TrainError::other)
 }
 
 fn load(recipe: &VaeRecipe, dir: &Path, device: &Device) -> Result<Vae, TrainError> {
@@ -206,28 +289,56 @@ fn load(recipe: &VaeRecipe, dir: &Path, device: &Device) -> Result<Vae, TrainErr
 }
 
 fn test_metrics(metrics: &Metrics) -> Metrics {
-    metrics.iter().map(|(name, value)| (format!("test_{name}"), *value)).collect()
+    metrics
+        .iter()
+        .map(|(name, value)| (format!("test_{name}"), *value))
+        .collect()
 }
 
 /// The negative evidence bound and its two parts, nats per test image, one latent each.
-fn measure(model: &Vae, test: &ImageSet, recipe: &VaeRecipe, device: &Device) -> Result<Metrics, BoxError> {
+fn measure(
+    model: &Vae,
+    test: &ImageSet,
+    recipe: &VaeRecipe,
+    device: &Device,
+) -> Result<Metrics, BoxError> {
     let mut sums = [0.0; 3];
     for (i, indices) in images::chunks(test.len(), 250).enumerate() {
         let batch = images::Batch::new(test, &indices, &Normalization::MinMax, None);
-        let noise = noise(batch.size(), &recipe.model, &mut rng(recipe.train.seed, Stream::Evaluate, i as u64), device);
+        let noise = noise(
+            batch.size(),
+            &recipe.model,
+            &mut rng(recipe.train.seed, Stream::Evaluate, i as u64),
+            device,
+        );
         let loss = model.loss(batch.tensor(device), noise);
-        for (sum, part) in sums.iter_mut().zip([loss.total, loss.reconstruction, loss.kl]) {
+        for (sum, part) in sums
+            .iter_mut()
+            .zip([loss.total, loss.reconstruction, loss.kl])
+        {
             *sum += f64::from(part.into_scalar::<f32>()) * indices.len() as f64;
         }
     }
     let [loss, reconstruction, kl] = sums.map(|sum| sum / test.len() as f64);
-    let named = [("loss", loss), ("reconstruction", reconstruction), ("kl", kl)];
+    let named = [
+        ("loss", loss),
+        ("reconstruction", reconstruction),
+        ("kl", kl),
+    ];
     Ok(named.map(|(name, value)| (name.to_owned(), value)).into())
 }
 
 /// The importance-weighted negative log-likelihood with its standard error, nats per test image.
-fn importance(model: &Vae, test: &ImageSet, recipe: &VaeRecipe, device: &Device) -> Result<Metrics, TrainError> {
-    let VaeEvaluation { importance_samples, importance_images } = recipe.evaluate;
+fn importance(
+    model: &Vae,
+    test: &ImageSet,
+    recipe: &VaeRecipe,
+    device: &Device,
+) -> Result<Metrics, TrainError> {
+    let VaeEvaluation {
+        importance_samples,
+        importance_images,
+    } = recipe.evaluate;
     let n = importance_images.min(test.len());
     if importance_samples == 0 || n < 2 {
         return Ok(Metrics::new());
@@ -242,6 +353,9 @@ fn importance(model: &Vae, test: &ImageSet, recipe: &VaeRecipe, device: &Device)
     let estimate = Estimate::of(&nats).map_err(TrainError::other)?;
     Ok(Metrics::from([
         ("importance_weighted_nll".to_owned(), estimate.mean),
-        ("importance_weighted_nll_error".to_owned(), estimate.standard_error),
+        (
+            "importance_weighted_nll_error".to_owned(),
+            estimate.standard_error,
+        ),
     ]))
 }

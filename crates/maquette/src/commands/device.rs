@@ -21,15 +21,21 @@ pub(crate) fn parse(text: &str) -> Result<Device, Usage> {
     let (name, index) = match text.split_once(':') {
         Some((name, index)) => (
             name,
-            index
-                .parse::<usize>()
-                .map_err(|_| Usage::new(format!("--device {text}: `{index}` is not a number"), "write for example cuda:0"))?,
+            index.parse::<usize>().map_err(|_| {
+                Usage::new(
+                    format!("--device {text}: `{index}` is not a number"),
+                    "write for example cuda:0",
+                )
+            })?,
         ),
         None => (text, 0),
     };
     match name {
         "cpu" if index == 0 => Ok(Device::flex()),
-        "cpu" => Err(Usage::new(format!("--device {text}: there is one CPU device"), "write --device cpu")),
+        "cpu" => Err(Usage::new(
+            format!("--device {text}: there is one CPU device"),
+            "write --device cpu",
+        )),
         #[cfg(feature = "cuda")]
         "cuda" => Ok(Device::cuda(index)),
         #[cfg(feature = "wgpu")]

@@ -16,7 +16,15 @@ fn simd() -> Vec<&'static str> {
         macro_rules! probe {
             ($($name:tt),*) => { $(if std::arch::is_x86_feature_detected!($name) { found.push($name); })* };
         }
-        probe!("sse4.2", "avx", "fma", "avx2", "avx512f", "avx512vnni", "avx512bf16");
+        probe!(
+            "sse4.2",
+            "avx",
+            "fma",
+            "avx2",
+            "avx512f",
+            "avx512vnni",
+            "avx512bf16"
+        );
     }
     #[cfg(target_arch = "aarch64")]
     if std::arch::is_aarch64_feature_detected!("neon") {
@@ -31,27 +39,53 @@ pub(crate) fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
     system.refresh_memory();
     system.refresh_cpu_all();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let cpu = system.cpus().first().map_or("unknown", |cpu| cpu.brand()).to_owned();
+    let cpu = system
+        .cpus()
+        .first()
+        .map_or("unknown", |cpu| cpu.brand())
+        .to_owned();
     let gib = |bytes: u64| (bytes as f64 / (1u64 << 30) as f64 * 10.0).round() / 10.0;
     let (total, available) = (gib(system.total_memory()), gib(system.available_memory()));
     let os = System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned());
     let data = std::env::var_os("MAQUETTE_DATA").map(std::path::PathBuf::from);
-    let data = data.map_or("not set: pass --data, or set MAQUETTE_DATA to a folder of data sets".to_owned(), |path| {
-        let state = if path.is_dir() { "" } else { " (no such folder)" };
-        format!("{}{state}", path.display())
+    let data = data.map_or(
+        "not set: pass --data, or set MAQUETTE_DATA to a folder of data sets".to_owned(),
+        |path| {
+            let state = if path.is_dir() {
+                ""
+            } else {
+                " (no such folder)"
+            };
+            format!("{}{state}", path.display())
+        },
+    );
+    let runs = std::fs::read_dir("runs").map_or(0, |entries| {
+        entries
+            .flatten()
+            .filter(|e| e.path().join("recipe.toml").is_file())
+            .count()
     });
-    let runs = std::fs::read_dir("runs").map_or(0, |entries| entries.flatten().filter(|e| e.path().join("recipe.toml").is_file()).count());
     let simd = simd();
 
-    output.line(format_args!("maquette   {} ({} {})", env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH));
+    output.line(format_args!(
+        "maquette   {} ({} {})",
+        env!("CARGO_PKG_VERSION"),
+        std::env::consts::OS,
+        std::env::consts::ARCH
+    ));
     output.line(format_args!("burn       {}", BURN));
     output.line(format_args!("system     {os}"));
     output.line(format_args!("processor  {cpu}, {cores} threads"));
     output.line(format_args!("simd       {}", simd.join(" ")));
     output.line(format_args!("memory     {available} of {total} GiB free"));
     output.line(format_args!("devices    {}", DEVICES.join(", ")));
-    for missing in ["cuda", "wgpu"].iter().filter(|name| !DEVICES.contains(name)) {
-        output.line(format_args!("           {missing}: not in this build (cargo build --release --features {missing})"));
+    for missing in ["cuda", "wgpu"]
+        .iter()
+        .filter(|name| !DEVICES.contains(name))
+    {
+        output.line(format_args!(
+            "           {missing}: not in this build (cargo build --release --features {missing})"
+        ));
     }
     output.line(format_args!("data       {data}"));
     output.line(format_args!("runs       {runs} in ./runs"));

@@ -27,9 +27,16 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
         return Ok(());
     }
     let Some(model) = args.model.clone() else {
-        return Err(Usage::new("generate with what?", "name a run folder, or --replay IMAGE").into());
+        return Err(Usage::new(
+            "generate with what?",
+            "name a run folder, or --replay IMAGE",
+        )
+        .into());
     };
-    let text = TextAsk { prompt: prompt(args.prompt.clone())?, options: options(&args) };
+    let text = TextAsk {
+        prompt: prompt(args.prompt.clone())?,
+        options: options(&args),
+    };
     let images = images(&args)?;
     let status = Status::new(output.quiet);
     let job = GenerateJob {
@@ -71,7 +78,12 @@ fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()
     }
     match &args.out {
         Some(path) if !texts.is_empty() => {
-            std::fs::write(path, &texts).map_err(|error| failed(std::io::Error::other(format!("cannot write {}: {error}", path.display()))))?;
+            std::fs::write(path, &texts).map_err(|error| {
+                failed(std::io::Error::other(format!(
+                    "cannot write {}: {error}",
+                    path.display()
+                )))
+            })?;
         }
         _ => {}
     }
@@ -81,7 +93,9 @@ fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()
 
 fn prompt(text: Option<String>) -> miette::Result<Option<String>> {
     match text.as_deref() {
-        Some("-") => Ok(Some(std::io::read_to_string(std::io::stdin()).map_err(failed)?)),
+        Some("-") => Ok(Some(
+            std::io::read_to_string(std::io::stdin()).map_err(failed)?,
+        )),
         _ => Ok(text),
     }
 }
@@ -107,9 +121,16 @@ fn images(args: &GenerateArgs) -> Result<ImageRequest, Usage> {
         "ddim" => Ok(Sampler::Ddim { eta: 0.0 }),
         "heun" => Ok(Sampler::Heun),
         "dpm-solver-pp" => Ok(Sampler::DpmSolverPp),
-        _ => Err(Usage::new(format!("--sampler {name}: no such sampler"), "there are ddpm, ddim, heun and dpm-solver-pp")),
+        _ => Err(Usage::new(
+            format!("--sampler {name}: no such sampler"),
+            "there are ddpm, ddim, heun and dpm-solver-pp",
+        )),
     });
-    let labels = args.label.as_deref().map(|text| text.split(',').map(|label| label.trim().to_owned()).collect());
+    let labels = args.label.as_deref().map(|text| {
+        text.split(',')
+            .map(|label| label.trim().to_owned())
+            .collect()
+    });
     Ok(ImageRequest {
         count: args.count,
         seed: args.seed,

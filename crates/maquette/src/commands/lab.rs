@@ -19,13 +19,24 @@ pub(crate) fn run(args: &LabArgs, output: Output) -> miette::Result<()> {
             Ok(())
         }
         "all" => {
-            let topics: Vec<_> = TOPICS.iter().filter(|topic| wanted(topic, args.quick)).collect();
+            let topics: Vec<_> = TOPICS
+                .iter()
+                .filter(|topic| wanted(topic, args.quick))
+                .collect();
             let results = topics
                 .iter()
                 .map(|topic| one(topic, args, output))
                 .collect::<miette::Result<Vec<_>>>()?;
-            let failed: Vec<_> = results.iter().filter(|result| !result.pass).map(|result| result.lab).collect();
-            output.line(format_args!("{} of {} labs pass", results.len() - failed.len(), results.len()));
+            let failed: Vec<_> = results
+                .iter()
+                .filter(|result| !result.pass)
+                .map(|result| result.lab)
+                .collect();
+            output.line(format_args!(
+                "{} of {} labs pass",
+                results.len() - failed.len(),
+                results.len()
+            ));
             output.object(&json!({ "labs": results, "pass": failed.is_empty() }));
             match failed.is_empty() {
                 true => Ok(()),
@@ -33,15 +44,23 @@ pub(crate) fn run(args: &LabArgs, output: Output) -> miette::Result<()> {
             }
         }
         name => {
-            let topic = labs::find(name).ok_or_else(|| unknown(&LabError::Unknown(name.to_owned())))?;
+            let topic =
+                labs::find(name).ok_or_else(|| unknown(&LabError::Unknown(name.to_owned())))?;
             if topic.lab.is_none() {
-                return Err(miette::miette!("lab {} ({}) is not there yet; `maquette lab list` shows which are", topic.number, topic.title));
+                return Err(miette::miette!(
+                    "lab {} ({}) is not there yet; `maquette lab list` shows which are",
+                    topic.number,
+                    topic.title
+                ));
             }
             let result = one(topic, args, output)?;
             output.object(&json!(result));
             match result.pass {
                 true => Ok(()),
-                false => Err(miette::miette!("a claim of lab {} does not hold", topic.number)),
+                false => Err(miette::miette!(
+                    "a claim of lab {} does not hold",
+                    topic.number
+                )),
             }
         }
     }
@@ -52,7 +71,11 @@ fn wanted(topic: &Topic, quick: bool) -> bool {
 }
 
 fn unknown(error: &LabError) -> miette::Report {
-    Usage::new(error.to_string(), "give a number from 1 to 60, a name, `list` or `all`").into()
+    Usage::new(
+        error.to_string(),
+        "give a number from 1 to 60, a name, `list` or `all`",
+    )
+    .into()
 }
 
 fn one(topic: &Topic, args: &LabArgs, output: Output) -> miette::Result<LabResult> {
@@ -72,22 +95,44 @@ fn one(topic: &Topic, args: &LabArgs, output: Output) -> miette::Result<LabResul
     let (result, plot) = outcome?;
     print(topic, &result, output);
     if args.record {
-        let handbook = labs::handbook()
-            .ok_or_else(|| Usage::new("--record: there is no handbook/ here or above", "run it inside the repository"))?;
+        let handbook = labs::handbook().ok_or_else(|| {
+            Usage::new(
+                "--record: there is no handbook/ here or above",
+                "run it inside the repository",
+            )
+        })?;
         labs::record(topic, &result, &plot, &handbook).map_err(failed)?;
-        output.line(format_args!("recorded in {}", handbook.join(topic.folder()).display()));
+        output.line(format_args!(
+            "recorded in {}",
+            handbook.join(topic.folder()).display()
+        ));
     } else {
-        let folder = args.out.as_deref().unwrap_or(Path::new("labs")).join(topic.folder());
+        let folder = args
+            .out
+            .as_deref()
+            .unwrap_or(Path::new("labs"))
+            .join(topic.folder());
         result.write(&plot, &folder).map_err(failed)?;
-        output.line(format_args!("plot in {}", folder.join("plot.svg").display()));
+        output.line(format_args!(
+            "plot in {}",
+            folder.join("plot.svg").display()
+        ));
     }
     Ok(result)
 }
 
 fn print(topic: &Topic, result: &LabResult, output: Output) {
     output.line(format_args!("lab {}: {}", topic.number, topic.title));
-    let width = result.claims.iter().map(|claim| claim.claim.chars().count()).max().unwrap_or(0);
-    output.line(format_args!("      {:width$}  {:>12}  {:>12}  {:>10}", "claim", "got", "expected", "tolerance"));
+    let width = result
+        .claims
+        .iter()
+        .map(|claim| claim.claim.chars().count())
+        .max()
+        .unwrap_or(0);
+    output.line(format_args!(
+        "      {:width$}  {:>12}  {:>12}  {:>10}",
+        "claim", "got", "expected", "tolerance"
+    ));
     for claim in &result.claims {
         output.line(format_args!(
             "{} {:width$}  {:>12}  {:>12}  {:>10}",
@@ -101,13 +146,29 @@ fn print(topic: &Topic, result: &LabResult, output: Output) {
     for note in &result.notes {
         output.line(format_args!("note  {note}"));
     }
-    output.line(format_args!("{} in {} s, seed {}", if result.pass { "pass" } else { "FAIL" }, result.seconds, result.seed));
+    output.line(format_args!(
+        "{} in {} s, seed {}",
+        if result.pass { "pass" } else { "FAIL" },
+        result.seconds,
+        result.seed
+    ));
 }
 
 fn list(output: Output) {
     for topic in &TOPICS {
-        let quick = if topic.lab.as_ref().is_some_and(|lab| lab.ci) { "ci" } else { "" };
-        output.line(format_args!("{:>2}  {:8} {:2}  {:26} {}", topic.number, topic.state(), quick, topic.slug, topic.title));
+        let quick = if topic.lab.as_ref().is_some_and(|lab| lab.ci) {
+            "ci"
+        } else {
+            ""
+        };
+        output.line(format_args!(
+            "{:>2}  {:8} {:2}  {:26} {}",
+            topic.number,
+            topic.state(),
+            quick,
+            topic.slug,
+            topic.title
+        ));
     }
     let rows: Vec<_> = TOPICS
         .iter()

@@ -17,13 +17,37 @@ const DATA: &[(&str, &str, &str)] = &[
     ("grid25", "twenty-five Gaussians on a grid, 2-D", "built in"),
     ("moons", "two half circles, 2-D", "built in"),
     ("swiss-roll", "a spiral, 2-D", "built in"),
-    ("glyphs", "28x28 digits and letters rendered from fonts, train and test fonts disjoint", "built in"),
+    (
+        "glyphs",
+        "28x28 digits and letters rendered from fonts, train and test fonts disjoint",
+        "built in",
+    ),
     ("stories", "short stories from a grammar", "built in"),
-    ("mnist", "60,000 + 10,000 digits 28x28", "--data FOLDER with train-images-idx3-ubyte(.gz) and its three siblings (yann.lecun.com/exdb/mnist or a mirror)"),
-    ("fashion-mnist", "60,000 + 10,000 garments 28x28", "--data FOLDER, files named as MNIST's (github.com/zalandoresearch/fashion-mnist)"),
-    ("images", "your own pictures", "--data FOLDER whose sub-folders are classes, or a .tar(.gz) of one; PNG, JPEG, GIF"),
-    ("tinyshakespeare", "1 MB of plays", "--data input.txt (github.com/karpathy/char-rnn, data/tinyshakespeare)"),
-    ("text", "your own text", "--data FILE or FOLDER: .txt, or .jsonl with a `text` field"),
+    (
+        "mnist",
+        "60,000 + 10,000 digits 28x28",
+        "--data FOLDER with train-images-idx3-ubyte(.gz) and its three siblings (yann.lecun.com/exdb/mnist or a mirror)",
+    ),
+    (
+        "fashion-mnist",
+        "60,000 + 10,000 garments 28x28",
+        "--data FOLDER, files named as MNIST's (github.com/zalandoresearch/fashion-mnist)",
+    ),
+    (
+        "images",
+        "your own pictures",
+        "--data FOLDER whose sub-folders are classes, or a .tar(.gz) of one; PNG, JPEG, GIF",
+    ),
+    (
+        "tinyshakespeare",
+        "1 MB of plays",
+        "--data input.txt (github.com/karpathy/char-rnn, data/tinyshakespeare)",
+    ),
+    (
+        "text",
+        "your own text",
+        "--data FILE or FOLDER: .txt, or .jsonl with a `text` field",
+    ),
 ];
 
 /// Print the asked-for list.
@@ -48,7 +72,11 @@ pub(crate) fn run(args: &ListArgs, output: Output) -> miette::Result<()> {
             Listing::Recipes => format!("{:11} ", text("family")),
             _ => String::new(),
         };
-        output.line(format_args!("{state}{:26} {}", text("name"), text("summary")));
+        output.line(format_args!(
+            "{state}{:26} {}",
+            text("name"),
+            text("summary")
+        ));
         if args.what == Listing::Data && text("source") != "built in" {
             output.line(format_args!("{:26} {}", "", text("source")));
         }
@@ -67,14 +95,30 @@ fn recipe_row(name: &str, text: &str) -> Value {
 }
 
 fn runs(root: &Path) -> Vec<Value> {
-    let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
-    let mut dirs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|dir| dir.join("recipe.toml").is_file()).collect();
+    let Ok(entries) = std::fs::read_dir(root) else {
+        return Vec::new();
+    };
+    let mut dirs: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|dir| dir.join("recipe.toml").is_file())
+        .collect();
     dirs.sort();
     dirs.iter()
         .map(|dir| {
             let (state, metrics) = match run::result(dir) {
-                Ok(result) => (format!("{} steps: {}", result.steps, super::progress::listed(&result.metrics)), json!(result.metrics)),
-                Err(_) => (format!("unfinished: maquette train --resume {}", dir.display()), Value::Null),
+                Ok(result) => (
+                    format!(
+                        "{} steps: {}",
+                        result.steps,
+                        super::progress::listed(&result.metrics)
+                    ),
+                    json!(result.metrics),
+                ),
+                Err(_) => (
+                    format!("unfinished: maquette train --resume {}", dir.display()),
+                    Value::Null,
+                ),
             };
             json!({ "name": dir.display().to_string(), "summary": state, "metrics": metrics })
         })

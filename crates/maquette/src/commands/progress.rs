@@ -56,19 +56,31 @@ impl TrainingLine {
         if quiet || !std::io::stderr().is_terminal() {
             bar.set_draw_target(ProgressDrawTarget::hidden());
         }
-        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
-        Self { bar, quiet, last_log: RefCell::new(None) }
+        Self {
+            bar,
+            quiet,
+            last_log: RefCell::new(None),
+        }
     }
 
     /// Show what happened.
     pub(crate) fn event(&self, event: &Event<'_>) {
         match event {
-            Event::Started { step: 0, parameters } => self.note(&format!("{} parameters", thousands(*parameters))),
+            Event::Started {
+                step: 0,
+                parameters,
+            } => self.note(&format!("{} parameters", thousands(*parameters))),
             Event::Started { step, .. } => self.note(&format!("continuing after step {step}")),
             Event::Step(progress) => self.step(progress),
-            Event::Validated { step, metrics } => self.note(&format!("step {step}: {}", listed(metrics))),
-            Event::Sampled { step, path } => self.note(&format!("step {step}: samples in {}", path.display())),
+            Event::Validated { step, metrics } => {
+                self.note(&format!("step {step}: {}", listed(metrics)))
+            }
+            Event::Sampled { step, path } => {
+                self.note(&format!("step {step}: samples in {}", path.display()))
+            }
             Event::Saved { .. } => {}
             Event::Doing(what) => self.note(what),
         }
@@ -110,7 +122,10 @@ impl TrainingLine {
 
 /// `name value, name value`, four digits each.
 pub(crate) fn listed(metrics: &Metrics) -> String {
-    let each: Vec<_> = metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
+    let each: Vec<_> = metrics
+        .iter()
+        .map(|(name, value)| format!("{name} {value:.4}"))
+        .collect();
     each.join(", ")
 }
 

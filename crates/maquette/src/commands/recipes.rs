@@ -46,7 +46,10 @@ built_in![
 /// No such recipe, or a file that cannot be read.
 pub(crate) fn find(name: &str) -> Result<Recipe, Usage> {
     if let Some((name, text)) = BUILT_IN.iter().find(|(known, _)| *known == name) {
-        return Ok(Recipe { name: (*name).to_owned(), text: (*text).to_owned() });
+        return Ok(Recipe {
+            name: (*name).to_owned(),
+            text: (*text).to_owned(),
+        });
     }
     let path = Path::new(name);
     let looks_like_a_path = path.extension().is_some() || path.components().count() > 1;
@@ -54,12 +57,21 @@ pub(crate) fn find(name: &str) -> Result<Recipe, Usage> {
         let names: Vec<_> = BUILT_IN.iter().map(|(name, _)| *name).collect();
         return Err(Usage::new(
             format!("there is no recipe called `{name}`"),
-            format!("the built-in ones are {}; or give the path of a recipe file", names.join(", ")),
+            format!(
+                "the built-in ones are {}; or give the path of a recipe file",
+                names.join(", ")
+            ),
         ));
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| Usage::new(format!("cannot read the recipe {name}: {error}"), "see `maquette list recipes` for the built-in ones"))?;
-    let name = path.file_stem().map_or("recipe".into(), |stem| stem.to_string_lossy().into_owned());
+    let text = std::fs::read_to_string(path).map_err(|error| {
+        Usage::new(
+            format!("cannot read the recipe {name}: {error}"),
+            "see `maquette list recipes` for the built-in ones",
+        )
+    })?;
+    let name = path
+        .file_stem()
+        .map_or("recipe".into(), |stem| stem.to_string_lossy().into_owned());
     Ok(Recipe { name, text })
 }
 
@@ -67,15 +79,23 @@ pub(crate) fn find(name: &str) -> Result<Recipe, Usage> {
 ///
 /// # Errors
 /// A `--set` without `=`.
-pub(crate) fn sets(sets: &[String], short: &[(&str, Option<u64>)]) -> Result<Vec<(String, String)>, Usage> {
+pub(crate) fn sets(
+    sets: &[String],
+    short: &[(&str, Option<u64>)],
+) -> Result<Vec<(String, String)>, Usage> {
     let mut pairs = Vec::new();
     for set in sets {
-        let (key, value) = set
-            .split_once('=')
-            .ok_or_else(|| Usage::new(format!("--set {set}: no `=`"), "write --set section.key=value, for example --set train.batch=32"))?;
+        let (key, value) = set.split_once('=').ok_or_else(|| {
+            Usage::new(
+                format!("--set {set}: no `=`"),
+                "write --set section.key=value, for example --set train.batch=32",
+            )
+        })?;
         pairs.push((key.trim().to_owned(), value.trim().to_owned()));
     }
-    let short = short.iter().filter_map(|(key, value)| Some(((*key).to_owned(), (*value)?.to_string())));
+    let short = short
+        .iter()
+        .filter_map(|(key, value)| Some(((*key).to_owned(), (*value)?.to_string())));
     pairs.extend(short);
     Ok(pairs)
 }

@@ -10,5 +10,11 @@ pub(crate) fn limit(threads: Option<u16>) -> miette::Result<()> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.into())
         .build_global()
-        .map_err(|error| Usage::new(format!("--threads {threads}: {error}"), "leave it out to use every core").into())
+        .map_err(|error| {
+            Usage::new(
+                format!("--threads {threads}: {error}"),
+                "leave it out to use every core",
+            )
+            .into()
+        })
 }

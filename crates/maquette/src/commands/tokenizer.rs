@@ -14,7 +14,13 @@ use crate::output::Output;
 /// Run one of the sub-commands.
 pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<()> {
     match command {
-        TokenizerCommand::Train { files, kind, vocab_size, special, out } => {
+        TokenizerCommand::Train {
+            files,
+            kind,
+            vocab_size,
+            special,
+            out,
+        } => {
             let config = tokenizer::TokenizerConfig {
                 kind: kind.into(),
                 vocab_size,
@@ -34,7 +40,11 @@ pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<(
         }
         TokenizerCommand::Decode { tokenizer, ids } => {
             let tokenizer = Tokenizer::load(tokenizer).map_err(failed)?;
-            let ids = if ids.is_empty() { parse_ids(&stdin()?)? } else { ids };
+            let ids = if ids.is_empty() {
+                parse_ids(&stdin()?)?
+            } else {
+                ids
+            };
             let text = tokenizer.decode(&ids).map_err(failed)?;
             output.line(&text);
             output.object(&json!({ "text": text }));
@@ -44,7 +54,12 @@ pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<(
     }
 }
 
-fn train(config: &tokenizer::TokenizerConfig, files: &[PathBuf], out: PathBuf, output: Output) -> miette::Result<()> {
+fn train(
+    config: &tokenizer::TokenizerConfig,
+    files: &[PathBuf],
+    out: PathBuf,
+    output: Output,
+) -> miette::Result<()> {
     let status = Status::new(output.quiet);
     status.say("reading and counting");
     let mut paths = Vec::new();
@@ -55,7 +70,11 @@ fn train(config: &tokenizer::TokenizerConfig, files: &[PathBuf], out: PathBuf, o
     status.clear();
     let tokenizer = tokenizer?;
     tokenizer.save(&out).map_err(failed)?;
-    output.line(format_args!("{} entries, written to {}", tokenizer.vocab_size(), out.display()));
+    output.line(format_args!(
+        "{} entries, written to {}",
+        tokenizer.vocab_size(),
+        out.display()
+    ));
     output.object(&json!({ "path": out, "vocab_size": tokenizer.vocab_size() }));
     Ok(())
 }
@@ -64,10 +83,24 @@ fn inspect(path: PathBuf, sample: Option<PathBuf>, output: Output) -> miette::Re
     let tokenizer = Tokenizer::load(path).map_err(failed)?;
     let sample = sample.map(text::read).transpose().map_err(failed)?;
     let found = tokenizer.inspect(sample.as_deref()).map_err(failed)?;
-    output.line(format_args!("kind             {}", json!(found.kind).as_str().unwrap_or_default()));
+    output.line(format_args!(
+        "kind             {}",
+        json!(found.kind).as_str().unwrap_or_default()
+    ));
     output.line(format_args!("vocabulary       {}", found.vocab_size));
-    let special: Vec<_> = found.special_tokens.iter().map(|(token, id)| format!("{token} = {id}")).collect();
-    output.line(format_args!("special tokens   {}", if special.is_empty() { "none".into() } else { special.join(", ") }));
+    let special: Vec<_> = found
+        .special_tokens
+        .iter()
+        .map(|(token, id)| format!("{token} = {id}"))
+        .collect();
+    output.line(format_args!(
+        "special tokens   {}",
+        if special.is_empty() {
+            "none".into()
+        } else {
+            special.join(", ")
+        }
+    ));
     if !found.longest.is_empty() {
         output.line(format_args!("longest entries  {}", found.longest.join(" ")));
     }
@@ -83,15 +116,28 @@ fn stdin() -> miette::Result<String> {
     let mut text = String::new();
     std::io::stdin()
         .read_to_string(&mut text)
-        .map_err(|error| Usage::new(format!("cannot read stdin: {error}"), "give the input as an argument, or as UTF-8 on stdin"))?;
+        .map_err(|error| {
+            Usage::new(
+                format!("cannot read stdin: {error}"),
+                "give the input as an argument, or as UTF-8 on stdin",
+            )
+        })?;
     Ok(text)
 }
 
 fn parse_ids(text: &str) -> Result<Vec<u32>, Usage> {
     let id = |word: &str| {
-        word.parse().map_err(|_| Usage::new(format!("`{word}` is not a token id"), "give numbers separated by spaces"))
+        word.parse().map_err(|_| {
+            Usage::new(
+                format!("`{word}` is not a token id"),
+                "give numbers separated by spaces",
+            )
+        })
     };
-    text.split(|c: char| c.is_whitespace() || c == ',').filter(|word| !word.is_empty()).map(id).collect()
+    text.split(|c: char| c.is_whitespace() || c == ',')
+        .filter(|word| !word.is_empty())
+        .map(id)
+        .collect()
 }
 
 impl From<TokenizerKind> for tokenizer::TokenizerKind {

@@ -18,21 +18,36 @@ static STOP: AtomicBool = AtomicBool::new(false);
 /// Train, resume, or say what training would take.
 pub(crate) fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
     let device = device::parse(&args.device)?;
-    let sets = recipe_files::sets(&args.sets, &[("train.steps", args.steps), ("train.seed", args.seed)])?;
+    let sets = recipe_files::sets(
+        &args.sets,
+        &[("train.steps", args.steps), ("train.seed", args.seed)],
+    )?;
     let (source, place) = match (&args.resume, &args.recipe) {
         (Some(dir), _) => {
             let text = run::recipe(dir).map_err(report)?;
-            (Source::new("recipe.toml", &text, &sets), Place::Resume(dir.clone()))
+            (
+                Source::new("recipe.toml", &text, &sets),
+                Place::Resume(dir.clone()),
+            )
         }
         (None, Some(name)) => {
             let recipe = recipe_files::find(name)?;
             let place = match args.out {
                 Some(dir) => Place::Out(dir),
-                None => Place::New { root: "runs".into(), name: recipe.name.clone() },
+                None => Place::New {
+                    root: "runs".into(),
+                    name: recipe.name.clone(),
+                },
             };
             (Source::new(&recipe.name, &recipe.text, &sets), place)
         }
-        (None, None) => return Err(Usage::new("train what?", "name a recipe (`maquette list recipes`) or --resume RUN").into()),
+        (None, None) => {
+            return Err(Usage::new(
+                "train what?",
+                "name a recipe (`maquette list recipes`) or --resume RUN",
+            )
+            .into());
+        }
     };
     let handler = ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
@@ -63,14 +78,23 @@ pub(crate) fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
 
 fn trained(result: &RunResult, output: Output) {
     output.line(format_args!("{}", listed(&result.metrics)));
-    output.line(format_args!("{} steps in {:.0} s", result.steps, result.seconds));
-    output.line(format_args!("report: {}", result.run.join("report.html").display()));
+    output.line(format_args!(
+        "{} steps in {:.0} s",
+        result.steps, result.seconds
+    ));
+    output.line(format_args!(
+        "report: {}",
+        result.run.join("report.html").display()
+    ));
     output.object(&json!(result));
 }
 
 fn estimated(estimate: &Estimate, output: Output) {
     output.line(&estimate.recipe);
-    output.line(format_args!("# parameters  {}", thousands(estimate.parameters)));
+    output.line(format_args!(
+        "# parameters  {}",
+        thousands(estimate.parameters)
+    ));
     output.line(format_args!("# memory      {:.0} MiB", estimate.memory_mib));
     output.line(format_args!(
         "# time        {} for training ({:.1} ms a step, measured over {} steps), evaluation not counted",
