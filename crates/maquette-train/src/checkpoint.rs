@@ -5,6 +5,7 @@
 //! holds the SHA-256 of every file, so a damaged one is never loaded. Model records keep the
 //! parameters' ids, because the optimiser's state is keyed by them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -14,9 +15,9 @@ use burn::store::{ModuleRecord, RecordError};
 use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::TrainError;
 use crate::files::{create_folder_atomic, write_atomic};
 use crate::hash::{sha256, sha256_file};
-use crate::{Metrics, TrainError};
 
 const MODEL: &str = "model.bpk";
 const EMA: &str = "ema.bpk";
@@ -40,7 +41,7 @@ pub struct LoopState {
     /// The course of the training loss.
     pub course: Option<Course>,
     /// The validation metrics of the weights that would be returned now.
-    pub validation: Metrics,
+    pub validation: BTreeMap<String, Exact>,
     /// Where a stateful data stream stands after the last batch used.
     pub stream: Option<serde_json::Value>,
     /// The resolved recipe.

@@ -148,3 +148,19 @@ fn io_help(source: &io::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_says_what_to_do_and_what_is_safe() {
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let message = TrainError::io("write", "runs/a/model.bpk")(full).to_string();
+        assert!(message.contains("runs/a/model.bpk"), "{message}");
+        assert!(
+            message.contains("free some space") && message.contains("intact"),
+            "{message}"
+        );
+    }
+}

@@ -512,7 +512,8 @@ impl<M: Module> Position<M> {
                 return Ok(());
             }
         }
-        self.state.validation = metrics;
+        let exact = |(name, value)| (name, Exact(value));
+        self.state.validation = metrics.into_iter().map(exact).collect();
         Ok(())
     }
 
@@ -569,7 +570,12 @@ impl<M: Module> Position<M> {
             step: self.state.step,
             seconds: self.state.seconds,
             ending,
-            validation: self.state.validation,
+            validation: self
+                .state
+                .validation
+                .into_iter()
+                .map(|(name, value)| (name, value.0))
+                .collect(),
         }
     }
 }

@@ -414,19 +414,15 @@ fn same(dir: &Path, checkpoint: Option<&Checkpoint>, spec: &RunSpec<'_>) -> Resu
 /// logs for appending.
 fn continue_logs(dir: &Path, done: u64) -> Result<(File, EventWriter), TrainError> {
     let path = dir.join(METRICS);
-    let kept: Vec<Record> = match path.exists() {
-        true => records(dir)?
-            .into_iter()
-            .filter(|record| record.step <= done)
-            .collect(),
+    let logged = match path.exists() {
+        true => log_lines(dir)?,
         false => Vec::new(),
     };
-    let mut text = Vec::new();
-    for record in &kept {
-        serde_json::to_writer(&mut text, record).map_err(TrainError::other)?;
-        text.push(b'\n');
-    }
-    write_atomic(&path, &text)?;
+    let kept = logged.into_iter().filter(|(_, record)| record.step <= done);
+    // Lines are kept as they stand: a number parsed and printed again may differ in its last bit.
+    let (lines, kept): (Vec<String>, Vec<Record>) = kept.unzip();
+    let text: String = lines.into_iter().map(|line| line + "\n").collect();
+    write_atomic(&path, text.as_bytes())?;
     let file = OpenOptions::new()
         .append(true)
         .open(&path)
@@ -468,20 +464,24 @@ fn write_events(events: &mut EventWriter, record: &Record) -> Result<(), TrainEr
 /// # Errors
 /// [`TrainError::Malformed`] with the line number, [`TrainError::Io`].
 pub fn records(dir: &Path) -> Result<Vec<Record>, TrainError> {
+    let logged = log_lines(dir)?.into_iter();
+    Ok(logged.map(|(_, record)| record).collect())
+}
+
+/// Every whole line of the log with what it says.
+fn log_lines(dir: &Path) -> Result<Vec<(String, Record)>, TrainError> {
     let path = dir.join(METRICS);
     let text = read_text(&path)?;
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(at, line)| {
-            serde_json::from_str(line).map_err(|error| TrainError::Malformed {
-                path: path.clone(),
-                what: "metrics file",
-                reason: format!("line {}: {error}", at + 1),
-            })
-        })
-        .collect()
+    let parse = |(at, line): (usize, &str)| match serde_json::from_str(line) {
+        Ok(record) => Ok((line.to_owned(), record)),
+        Err(error) => Err(TrainError::Malformed {
+            path: path.clone(),
+            what: "metrics file",
+            reason: format!("line {}: {error}", at + 1),
+        }),
+    };
+    whole.lines().enumerate().map(parse).collect()
 }
 
 /// Reads one of a run's JSON files.
