@@ -3,6 +3,7 @@
 //! This crate is the whole library under one name, and the labs of the handbook. The binary of
 //! the same name is a thin shell around it.
 
+pub use burn;
 pub use maquette_data as data;
 pub use maquette_eval as eval;
 pub use maquette_generate as generate;

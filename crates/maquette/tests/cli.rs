@@ -210,9 +210,10 @@ fn recipes_that_cannot_be_used() {
         .run("train no-such-recipe")
         .fails(2, &["no recipe called `no-such-recipe`", "glyphs"]);
     bench.write("typo.toml", TINY_GPT.replace("lr =", "learning_rate ="));
-    bench
-        .run("train typo.toml")
-        .fails(2, &["unknown field `learning_rate`", "`lr`", "typo:"]);
+    bench.run("train typo.toml").fails(
+        2,
+        &["unknown key `learning_rate`", "allowed: kind, lr", "typo:"],
+    );
     bench.write("value.toml", TINY_GPT.replace("\"adamw\"", "\"adamwish\""));
     bench
         .run("train value.toml")
@@ -271,7 +272,7 @@ fn idx(magic: u32, dims: &[u32], bytes: usize) -> Vec<u8> {
 #[test]
 fn images_that_cannot_be_used() {
     let bench = Bench::new();
-    let vae = "train vae-mnist --set train.epochs=1 --data";
+    let vae = "train vae-mnist --set train.steps=1 --data";
     bench.run(&format!("{vae} nowhere")).fails(1, &["nowhere"]);
     fs::create_dir(bench.path("empty")).unwrap();
     bench.run(&format!("{vae} empty")).fails(1, &["empty"]);
@@ -494,8 +495,14 @@ fn tokenizers_round_trip() {
                 "tokenizer train text.txt --kind {kind} --vocab-size 300 --out {kind}.json"
             ))
             .succeeds();
+        // A word of the text for the kind that keeps to words, an unseen one for the others.
+        let word = if kind == "word-piece" {
+            "cat"
+        } else {
+            "catmat"
+        };
         let encoded = bench
-            .run(&format!("tokenizer encode {kind}.json catmat --json"))
+            .run(&format!("tokenizer encode {kind}.json {word} --json"))
             .succeeds()
             .json();
         let ids: Vec<String> = encoded["ids"]
@@ -511,7 +518,7 @@ fn tokenizers_round_trip() {
             ))
             .succeeds()
             .json();
-        assert_eq!(decoded["text"], "catmat", "{kind}");
+        assert_eq!(decoded["text"], word, "{kind}");
     }
     let found = bench
         .run("tokenizer inspect bpe.json --text text.txt --json")

@@ -87,17 +87,11 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
     let (_, model) = hf::load(&job.model, &job.device).map_err(TrainError::other)?;
     let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
     let prompt = job.text.prompt.unwrap_or(default_prompt);
-    let shown = prompt.clone();
-    // A model needs something to go on from.
-    let start = if prompt.is_empty() {
-        "\n".to_owned()
-    } else {
-        prompt
-    };
+    let start = gpt::opening(&tokenizer, &prompt);
     let mut made = Vec::with_capacity(job.images.count);
     for i in 0..job.images.count {
         let seed = job.images.seed.wrapping_add(i as u64);
-        let _ = (job.on_text)(&shown);
+        let _ = (job.on_text)(&prompt);
         let random = &mut rng(seed, Stream::Sample, 0);
         let written = complete(
             &model,
@@ -110,7 +104,7 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
         .map_err(TrainError::other)?;
         let _ = (job.on_text)("\n");
         made.push(Made::Text {
-            prompt: shown.clone(),
+            prompt: prompt.clone(),
             text: written.text,
             ids: written.ids,
         });

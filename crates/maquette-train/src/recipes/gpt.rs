@@ -285,6 +285,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 5. Save, measure, report
     let dir = run.dir().to_owned();
     hf::save(&dir, &recipe.model, &fitted.model).map_err(TrainError::other)?;
+    save_generation_config(&dir, &tokenizer, &recipe.sample.options)?;
     tokenizer
         .save(dir.join("tokenizer.json"))
         .map_err(TrainError::other)?;
@@ -508,11 +509,7 @@ fn samples(
     recipe: &GptRecipe,
     tokenizer: &Tokenizer,
 ) -> Result<(), BoxError> {
-    let prompt = if recipe.sample.prompt.is_empty() {
-        "\n"
-    } else {
-        &recipe.sample.prompt
-    };
+    let prompt = &opening(tokenizer, &recipe.sample.prompt);
     let random = &mut rng(recipe.train.seed, Stream::Sample, step);
     for i in 0..recipe.sample.count {
         let made = complete(
@@ -529,4 +526,37 @@ fn samples(
         )?;
     }
     Ok(())
+}
+
+/// What to go on from: the prompt, or, where there is none, what usually stands before a text.
+pub(super) fn opening(tokenizer: &Tokenizer, prompt: &str) -> String {
+    if !prompt.is_empty() || tokenizer.end_of_text().is_some() {
+        return prompt.to_owned();
+    }
+    let known = |text: &String| tokenizer.encode(text).is_ok_and(|ids| !ids.is_empty());
+    let first = || tokenizer.decode(&[0]).ok().filter(known);
+    Some("\n".to_owned())
+        .filter(known)
+        .or_else(first)
+        .unwrap_or_default()
+}
+
+/// How the recipe draws tokens, in the form `transformers` reads.
+fn save_generation_config(
+    dir: &Path,
+    tokenizer: &Tokenizer,
+    options: &GenerateOptions,
+) -> Result<(), TrainError> {
+    let decoding = &options.decoding;
+    let config = hf::GenerationConfig {
+        eos_token_id: tokenizer.end_of_text().map(hf::TokenIds::One),
+        do_sample: Some(decoding.temperature > 0.0),
+        temperature: Some(decoding.temperature as f32).filter(|t| *t > 0.0),
+        top_k: decoding.top_k,
+        top_p: decoding.top_p.map(|p| p as f32),
+        min_p: decoding.min_p.map(|p| p as f32),
+        repetition_penalty: Some(decoding.repetition_penalty as f32),
+        ..hf::GenerationConfig::default()
+    };
+    hf::save_generation_config(dir, &config).map_err(TrainError::other)
 }

@@ -92,7 +92,7 @@ impl ImageData {
         let train = images::open(path, Split::Train).map_err(TrainError::other)?;
         match images::open(path, Split::Test) {
             Ok(test) => Ok(Images { train, test }),
-            Err(DataError::NoTestPart(_)) => {
+            Err(DataError::NoTestPart(_) | DataError::Missing(_)) => {
                 let (train, test) = train
                     .split(self.validation, seed)
                     .map_err(TrainError::other)?;
