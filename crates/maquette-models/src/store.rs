@@ -277,15 +277,10 @@ mod tests {
         config.init(&Device::flex().autodiff(), &mut rng(seed, Stream::Init, 0))
     }
 
-    fn file(name: &str) -> std::path::PathBuf {
-        let folder = std::env::temp_dir().join(format!("maquette-store-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        folder.join(name)
-    }
-
     #[test]
     fn round_trip_keeps_weights_and_bytes() {
-        let (a, b) = (file("a.safetensors"), file("b.safetensors"));
+        let dir = tempfile::tempdir().unwrap();
+        let (a, b) = (dir.path().join("a"), dir.path().join("b"));
         let metadata = Metadata::from([("format".into(), "pt".into()), ("x".into(), "1".into())]);
         save(&model(8, 1), &a, &metadata).unwrap();
         let loaded = load(model(8, 2), &a).unwrap();
@@ -305,7 +300,8 @@ mod tests {
 
     #[test]
     fn another_model_is_named() {
-        let path = file("wide.safetensors");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("wide");
         save(&model(16, 1), &path, &Metadata::new()).unwrap();
         let message = load(model(8, 1), &path).unwrap_err().to_string();
         assert!(
@@ -324,7 +320,8 @@ mod tests {
 
     #[test]
     fn damaged_files_are_errors() {
-        let path = file("damaged.safetensors");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("damaged");
         save(&model(8, 1), &path, &Metadata::new()).unwrap();
         let whole = fs::read(&path).unwrap();
         for end in [0, 4, 8, 100, whole.len() - 1] {
@@ -338,7 +335,25 @@ mod tests {
         lying[..8].copy_from_slice(&u64::MAX.to_le_bytes());
         fs::write(&path, &lying).unwrap();
         assert!(matches!(read(&path), Err(ModelError::Corrupt { .. })));
-        let nowhere = file("missing.safetensors");
+        let nowhere = dir.path().join("missing");
         assert!(matches!(read(&nowhere), Err(ModelError::Io { .. })));
+    }
+
+    proptest::proptest! {
+        /// Whatever bytes a file holds, reading it ends in weights or an error.
+        #[test]
+        fn no_file_panics(at in 0usize..600, byte: u8, cut in 0usize..600) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("any");
+            let config = DenoiserMlpConfig { d_model: 2, n_layers: 0, ..DenoiserMlpConfig::default() };
+            let small = || config.init(&Device::flex(), &mut rng(0, Stream::Init, 0));
+            save(&small(), &path, &Metadata::new()).unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            bytes.truncate(bytes.len() - cut % 3);
+            fs::write(&path, &bytes).unwrap();
+            let _ = load(small(), &path);
+        }
     }
 }

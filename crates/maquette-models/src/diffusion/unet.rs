@@ -120,7 +120,7 @@ impl UNetConfig {
         let cells = colours * self.patch * self.patch;
         let d_time = 4 * self.width;
         let widths: Vec<usize> = self.multipliers.iter().map(|m| m * self.width).collect();
-        let attends = |level: usize| self.attention.contains(&(height / self.patch >> level));
+        let attends = |level: usize| self.attention.contains(&((height / self.patch) >> level));
         let last = widths.len() - 1;
 
         let mut down = Vec::new();
