@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use flate2::{Compression, write::GzEncoder};
 use maquette_rng::Stream;
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::stream::{ImageStream, ImageStreamConfig};
 use crate::testing::shared;
 
 fn folder() -> TempDir {
@@ -337,6 +339,32 @@ fn the_hash_sees_pixels_labels_and_names() {
     others[2].class_names[0].push('x');
     assert_eq!(set.hash().len(), 64);
     assert!(others.iter().all(|other| other.hash() != set.hash()));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn damaged_files_are_errors_not_panics(kind in 0usize..4, hits in proptest::collection::vec((0usize..5000, any::<u8>()), 1..6), keep in 0.3f64..1.0) {
+        let tar = tar_of(&[("a/1.png", png(2, 2, true, 2)), ("b/2.png", png(2, 2, false, 1))]);
+        let mut bytes = match kind {
+            0 => idx_images(2, 4, 4),
+            1 => gz(&idx_images(2, 4, 4)),
+            2 => gz(&tar),
+            _ => tar,
+        };
+        let n = bytes.len();
+        for (at, value) in hits {
+            bytes[at % n] = value;
+        }
+        bytes.truncate((n as f64 * keep) as usize + 1);
+        let dir = folder();
+        let path = put(&dir, "file", bytes);
+        if let Ok(set) = open(&path, Split::Train) {
+            prop_assert!(set.len() * set.channels * set.height * set.width == set.pixels.len());
+        }
+        let config = ImageStreamConfig { batch: 1, ..Default::default() };
+        let _ = ImageStream::open(&path, config).and_then(|mut s| s.next_batch());
+    }
 }
 
 #[test]

@@ -53,11 +53,11 @@ fn a_text_stream_resumes_exactly_at_any_step() {
         .collect();
     put(&dir, "b.jsonl", lines);
     let mut whole = TextStream::open(dir.path(), bytes(), config()).unwrap();
-    let mut states = vec![whole.state().unwrap()];
+    let mut states = vec![whole.state()];
     let batches: Vec<_> = (0..400)
         .map(|_| {
             let batch = whole.next_batch().unwrap();
-            states.push(whole.state().unwrap());
+            states.push(whole.state());
             batch
         })
         .collect();
@@ -141,7 +141,7 @@ fn prefetching_a_stream_keeps_position_and_batch_together() {
     let mut stream = TextStream::open(&path, bytes(), config()).unwrap();
     let mut ahead = crate::prefetch(0, 3, move |_| {
         let batch = stream.next_batch().unwrap();
-        (batch, stream.state().unwrap())
+        (batch, stream.state())
     });
     let (_, state) = ahead.nth(4).unwrap();
     let (next, _) = ahead.next().unwrap();
@@ -208,7 +208,7 @@ fn a_changed_text_or_tokenizer_does_not_resume() {
     let path = put(&dir, "a.txt", stories::generate(20, 0));
     let mut stream = TextStream::open(&path, bytes(), config()).unwrap();
     stream.next_batch().unwrap();
-    let state = stream.state().unwrap();
+    let state = stream.state();
     let other = Arc::new(Tokenizer::byte(&[]));
     let error = TextStream::resume(&path, other, state.clone())
         .unwrap_err()

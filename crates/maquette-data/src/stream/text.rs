@@ -81,6 +81,9 @@ pub struct TextStream {
     source: Source,
     shuffle: ShuffleBuffer,
     lanes: Vec<Lane>,
+    /// SHA-256 of data and tokenizer, by which a saved position knows them again.
+    data_hash: String,
+    tokenizer_hash: String,
 }
 
 /// Where a text stream stands. Small, and independent of the size of the data.
@@ -123,6 +126,8 @@ impl TextStream {
         Ok(Self {
             shuffle: ShuffleBuffer::new(records, config.buffer, config.seed)?,
             lanes: (0..config.batch).map(|_| Lane::default()).collect(),
+            data_hash: source.fingerprint()?,
+            tokenizer_hash: tokenizer.hash()?,
             config,
             tokenizer,
             source,
@@ -139,10 +144,10 @@ impl TextStream {
         state: TextStreamState,
     ) -> Result<Self> {
         let mut stream = Self::open(path, tokenizer, state.config)?;
-        if stream.source.fingerprint()? != state.data {
+        if stream.data_hash != state.data {
             return Err(DataError::Resume("the text files have changed".into()));
         }
-        if stream.tokenizer.hash()? != state.tokenizer {
+        if stream.tokenizer_hash != state.tokenizer {
             return Err(DataError::Resume("the tokenizer has changed".into()));
         }
         if state.rows.len() != stream.lanes.len() {
@@ -168,17 +173,14 @@ impl TextStream {
     }
 
     /// Where the stream stands: what follows the batches given out so far.
-    ///
-    /// # Errors
-    /// When the tokenizer cannot be serialised or the data cannot be read.
-    pub fn state(&mut self) -> Result<TextStreamState> {
-        Ok(TextStreamState {
+    pub fn state(&self) -> TextStreamState {
+        TextStreamState {
             config: self.config.clone(),
-            data: self.source.fingerprint()?,
-            tokenizer: self.tokenizer.hash()?,
+            data: self.data_hash.clone(),
+            tokenizer: self.tokenizer_hash.clone(),
             shuffle: self.shuffle.clone(),
             rows: self.lanes.iter().map(|lane| lane.position).collect(),
-        })
+        }
     }
 
     /// Passes over the data begun before this one.
@@ -189,11 +191,8 @@ impl TextStream {
     /// SHA-256 of the sizes of the files and of blocks spread evenly over them, in hexadecimal. A
     /// change between the blocks that keeps the size goes unnoticed: reading all of the data
     /// would take as long as an epoch.
-    ///
-    /// # Errors
-    /// When a file cannot be read.
-    pub fn hash(&mut self) -> Result<String> {
-        self.source.fingerprint()
+    pub fn hash(&self) -> &str {
+        &self.data_hash
     }
 
     /// The next batch.
@@ -276,7 +275,6 @@ struct Source {
     chunk_bytes: u64,
     /// The file last read.
     open: Option<(usize, File)>,
-    fingerprint: Option<String>,
 }
 
 #[derive(Debug)]
@@ -313,7 +311,6 @@ impl Source {
             files: list,
             chunk_bytes,
             open: None,
-            fingerprint: None,
         })
     }
 
@@ -369,10 +366,7 @@ impl Source {
         Ok(tokens)
     }
 
-    fn fingerprint(&mut self) -> Result<String> {
-        if let Some(known) = &self.fingerprint {
-            return Ok(known.clone());
-        }
+    fn fingerprint(&self) -> Result<String> {
         let mut sha = Sha256::new();
         for info in &self.files {
             sha.update(info.bytes.to_le_bytes());
@@ -390,7 +384,7 @@ impl Source {
                 sha.update(&block);
             }
         }
-        Ok(self.fingerprint.insert(hex(&sha.finalize())).clone())
+        Ok(hex(&sha.finalize()))
     }
 }
 

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
@@ -92,6 +93,22 @@ fn jsonl_gives_texts_and_places_its_errors() {
             .unwrap_err()
             .to_string();
         assert!(message.contains(part), "{message}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_text_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 1..300), piece in 64usize..200) {
+        let dir = tempfile::tempdir().unwrap();
+        let read = all_text(put(&dir, "a.txt", &bytes), piece);
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => prop_assert_eq!(read.unwrap(), text),
+            Err(e) => {
+                let place = format!("at byte {} (line", e.valid_up_to());
+                prop_assert!(read.unwrap_err().to_string().contains(&place));
+            }
+        }
+        let _ = all_text(put(&dir, "a.jsonl", &bytes), piece);
     }
 }
 
