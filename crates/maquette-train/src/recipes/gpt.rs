@@ -212,7 +212,7 @@ impl TrainText {
                 let data = stream.next_batch()?;
                 Ok(Batch {
                     data,
-                    stream: Some(serde_json::to_value(stream.state()?)?),
+                    stream: Some(serde_json::to_value(stream.state())?),
                 })
             }
         }
@@ -412,7 +412,7 @@ impl Corpus {
         let validation = stream
             .holdout(windows * recipe.model.seq_len)
             .map_err(TrainError::other)?;
-        let sha256 = stream.hash().map_err(TrainError::other)?;
+        let sha256 = stream.hash().to_owned();
         let tokenizer = Arc::unwrap_or_clone(tokenizer);
         Self::new(
             tokenizer,
