@@ -8,12 +8,12 @@ use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
 
+use crate::TrainError;
 use crate::files::write_atomic;
 use crate::hash::sha256_file;
 use crate::plot::{Frame, Series, lines};
-use crate::run::{self, Phase, Record};
+use crate::run::{self, Phase, Record, RunResult};
 use crate::spec::{Better, Published, PublishedNumbers};
-use crate::{Metrics, TrainError};
 
 const TEMPLATE: &str = include_str!("../templates/report.html");
 /// Samples shown, and the bytes of one that are embedded: a report is a page, not an archive.
@@ -43,10 +43,6 @@ pub fn render(dir: &Path) -> Result<String, TrainError> {
         true => Some(run::result(dir)?),
         false => None,
     };
-    let metrics = result
-        .as_ref()
-        .map(|result| result.metrics.clone())
-        .unwrap_or_default();
     let table: toml::Table = recipe.parse().unwrap_or_default();
     let top = |key: &str| {
         table
@@ -64,7 +60,7 @@ pub fn render(dir: &Path) -> Result<String, TrainError> {
         name,
         family => top("family"),
         summary => top("summary"),
-        rows => Value::from(Serde(rows(&metrics, &published(&table)))),
+        rows => Value::from(Serde(result.as_ref().map(|result| rows(result, &published(&table))))),
         steps => result.as_ref().map(|result| result.steps),
         duration => result.as_ref().map(|result| duration(result.seconds)),
         plots => plots(&run::records(dir)?).into_iter().map(Value::from_safe_string).collect::<Vec<_>>(),
@@ -86,10 +82,12 @@ struct Row {
     published: Option<String>,
     source: Option<String>,
     reached: Option<bool>,
+    signature: Option<String>,
 }
 
-fn rows(metrics: &Metrics, published: &PublishedNumbers) -> Vec<Row> {
-    metrics
+fn rows(result: &RunResult, published: &PublishedNumbers) -> Vec<Row> {
+    result
+        .metrics
         .iter()
         .map(|(name, ours)| {
             let theirs = published.get(name);
@@ -103,6 +101,7 @@ fn rows(metrics: &Metrics, published: &PublishedNumbers) -> Vec<Row> {
                 published: theirs.map(|theirs| figure(theirs.value)),
                 source: theirs.map(|theirs| theirs.source.clone()),
                 reached: theirs.map(reached),
+                signature: result.signatures.get(name).cloned(),
             }
         })
         .collect()
@@ -185,7 +184,8 @@ fn samples(dir: &Path) -> Result<Vec<Sample>, TrainError> {
             .unwrap_or_default()
             .to_string_lossy()
             .to_lowercase();
-        if !small || !["png", "txt"].contains(&extension.as_str()) || found.len() == MAX_SAMPLES {
+        let kinds = ["png", "svg", "txt"];
+        if !small || !kinds.contains(&extension.as_str()) || found.len() == MAX_SAMPLES {
             continue;
         }
         let bytes = fs::read(&path).map_err(TrainError::io("read", &path))?;
@@ -194,10 +194,16 @@ fn samples(dir: &Path) -> Result<Vec<Sample>, TrainError> {
             .unwrap_or_default()
             .to_string_lossy()
             .into_owned();
+        let embedded = |kind: &str| Some(format!("data:image/{kind};base64,{}", base64(&bytes)));
         found.push(match extension.as_str() {
             "png" => Sample {
                 name,
-                image: Some(base64(&bytes)),
+                image: embedded("png"),
+                text: None,
+            },
+            "svg" => Sample {
+                name,
+                image: embedded("svg+xml"),
                 text: None,
             },
             _ => {
@@ -302,12 +308,18 @@ mod tests {
             "[published.loss]\nvalue = 1.88\nsource = \"nanoGPT\"\n[published.accuracy]\nvalue = 0.985\nsource = \"x\"\nbetter = \"higher\"\n"
                 .parse()
                 .unwrap();
-        let metrics = Metrics::from([
-            ("loss".into(), 1.9),
-            ("accuracy".into(), 0.99),
-            ("kl".into(), 3.0),
-        ]);
-        let rows = rows(&metrics, &published(&recipe));
+        let result = RunResult {
+            run: "run".into(),
+            steps: 1,
+            seconds: 1.0,
+            metrics: BTreeMap::from([
+                ("loss".into(), 1.9),
+                ("accuracy".into(), 0.99),
+                ("kl".into(), 3.0),
+            ]),
+            signatures: BTreeMap::new(),
+        };
+        let rows = rows(&result, &published(&recipe));
         let reached: Vec<Option<bool>> = rows.iter().map(|row| row.reached).collect();
         assert_eq!(reached, [Some(true), None, Some(false)]);
     }

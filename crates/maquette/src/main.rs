@@ -13,6 +13,11 @@ use args::{Cli, Command};
 use errors::Usage;
 use output::Output;
 
+/// A training step allocates and frees hundreds of megabytes; the system's allocator gives them back to
+/// the kernel each time, and pays for fresh pages.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let matches = args::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

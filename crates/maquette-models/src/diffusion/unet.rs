@@ -211,7 +211,7 @@ fn fill(slot: &Slot) -> Fill {
     let is_zero = zero.iter().any(|name| slot.path.ends_with(name));
     match slot.path {
         "output.weight" | "output.bias" => Fill::Constant(0.0),
-        "labels.weight" => Fill::Normal { std: 0.02 },
+        "labels.weight" => Fill::Normal { std: 0.5 },
         _ if is_zero => Fill::Constant(0.0),
         _ => InitScheme::FanIn.fill(slot),
     }

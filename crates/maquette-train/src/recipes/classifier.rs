@@ -1,11 +1,10 @@
 //! `family = "classifier"`: an image classifier, the judge of generated images.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use burn::tensor::Device;
 use burn::tensor::activation::log_softmax;
-use maquette_data::{Normalization, Order, prefetch};
+use maquette_data::Normalization;
 use maquette_models::classifier::{Classifier, ClassifierConfig};
 use maquette_models::store;
 use maquette_rng::{Stream, rng};
@@ -77,10 +76,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = ClassifierRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(
-        job.data_path(recipe.data.path.as_deref()),
-        recipe.train.seed,
-    )?;
+    let mut data = recipe
+        .data
+        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
     if data.train.labels.is_none() {
         return Err(TrainError::other(
             "a classifier needs labels: put each class in a sub-folder of its own",
@@ -90,8 +88,6 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     recipe.model.n_classes = data.train.class_names.len();
     let sha256 = data.hash();
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
-    let examples = data.train.len();
-    let order = Order::new(examples, batch, seed).map_err(TrainError::other)?;
 
     // 2. Model
     let device = job.device.clone().autodiff();
@@ -103,19 +99,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     };
 
     // 3. Loop
-    let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
-    let (set, augment) = (Arc::new(data.train), recipe.data.augment.clone());
-    let mut ahead = prefetch(start, 4, move |step| {
-        let random = &mut rng(seed, Stream::Augment, step);
-        let augment = augment.as_ref().map(|augment| (augment, random));
-        images::Batch::new(&set, &order.indices(step), &Normalization::MinMax, augment)
-    });
-    let batches = |_| {
-        ahead
-            .next()
-            .map(Into::into)
-            .ok_or_else(|| BoxError::from("the background reader stopped"))
-    };
+    let normalization = Normalization::MinMax;
+    let mut feed = images::Feed::new(
+        &recipe.data,
+        &mut data,
+        &recipe.train,
+        normalization,
+        run.as_ref(),
+    )?;
+    let batches = |step| feed.batch(step);
     let loss = |model: &Classifier, batch: images::Batch, _| {
         let labels = batch.labels(&device);
         model.loss(batch.tensor(&device), labels).into()
@@ -126,7 +118,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         optimizer: &recipe.optimizer,
         schedule: &recipe.schedule,
         train: &recipe.train,
-        steps: recipe.train.total_steps(examples),
+        steps: recipe.train.total_steps(data.examples),
         device: &device,
     };
     let task = Task::new(batches, loss)
@@ -161,7 +153,7 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     let recipe = ClassifierRecipe::parse(source)?;
     let Images { test, .. } = recipe.data.open(
         job.data.as_deref().or(recipe.data.path.as_deref()),
-        recipe.train.seed,
+        &recipe.train,
     )?;
     let model = load(&recipe, &job.run, &job.device)?;
     let metrics = measure(&model, &test, &job.device).map_err(TrainError::Other)?;

@@ -2,10 +2,9 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use maquette_data::{ImageSet, Normalization, Order, prefetch};
+use maquette_data::{ImageSet, Normalization};
 use maquette_eval::bootstrap::wilson;
 use maquette_eval::neighbours::{copies, nearest};
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, guided, noise, sample};
@@ -24,8 +23,7 @@ use super::{EvaluateJob, Job, Outcome, images, validate};
 use crate::files::write_atomic;
 use crate::spec::{Invalid, PublishedNumbers};
 use crate::{
-    BoxError, Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError,
-    fit,
+    Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit,
 };
 
 /// What the network sees and gives is on `[-1, 1]`.
@@ -172,18 +170,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = DiffusionRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(
-        job.data_path(recipe.data.path.as_deref()),
-        recipe.train.seed,
-    )?;
+    let mut data = recipe
+        .data
+        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
     let class_names = data.train.class_names.clone();
     recipe.model.image = images::shape(&data.train);
     recipe.model.n_classes = class_names.len();
     recipe.model.validate().map_err(TrainError::other)?;
     let sha256 = data.hash();
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
-    let examples = data.train.len();
-    let order = Order::new(examples, batch, seed).map_err(TrainError::other)?;
 
     // 2. Model and objective
     let device = job.device.clone().autodiff();
@@ -196,25 +191,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     };
 
     // 3. Loop
-    let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
-    let set = Arc::new(data.train);
-    let (train_set, augment) = (set.clone(), recipe.data.augment.clone());
-    let mut ahead = prefetch(start, 4, move |step| {
-        let random = &mut rng(seed, Stream::Augment, step);
-        let augment = augment.as_ref().map(|augment| (augment, random));
-        images::Batch::new(
-            &train_set,
-            &order.indices(step),
-            &Normalization::Symmetric,
-            augment,
-        )
-    });
-    let batches = |_| {
-        ahead
-            .next()
-            .map(Into::into)
-            .ok_or_else(|| BoxError::from("the background reader stopped"))
-    };
+    let normalization = Normalization::Symmetric;
+    let mut feed = images::Feed::new(
+        &recipe.data,
+        &mut data,
+        &recipe.train,
+        normalization,
+        run.as_ref(),
+    )?;
+    let batches = |step| feed.batch(step);
     let loss = |model: &UNet, batch: images::Batch, step: u64| {
         let random = &mut rng(seed, Stream::Noise, step);
         let steps = diffusion.draw_steps(batch.size(), random);
@@ -239,7 +224,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         optimizer: &recipe.optimizer,
         schedule: &recipe.schedule,
         train: &recipe.train,
-        steps: recipe.train.total_steps(examples),
+        steps: recipe.train.total_steps(data.examples),
         device: &device,
     };
     let painter = Painter {
@@ -268,10 +253,6 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 4. Save, measure, report
     let dir = run.dir().to_owned();
     save(&fitted.model, &recipe, &class_names, &dir)?;
-    let data = Images {
-        train: Arc::unwrap_or_clone(set),
-        test: data.test,
-    };
     let evaluation = measure(&fitted.model, &painter, &data, Some(&dir), &mut |what| {
         job.say(what)
     })?;
@@ -287,7 +268,7 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     (job.say)("reading the images");
     let data = recipe.data.open(
         job.data.as_deref().or(recipe.data.path.as_deref()),
-        recipe.train.seed,
+        &recipe.train,
     )?;
     let (model, class_names) = load(&recipe, &job.run, &job.device)?;
     let painter = Painter {

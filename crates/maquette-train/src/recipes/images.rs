@@ -1,8 +1,14 @@
-//! Image batches on their way from the host to a device.
+//! Image batches on their way from the host, or from the disk, to a device.
+
+use std::path::Path;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use maquette_data::{Augment, ImageSet, Normalization};
-use maquette_rng::Rng;
+use maquette_data::stream::{ImageStream, ImageStreamState};
+use maquette_data::{Augment, ImageSet, Normalization, Order, Prefetch, prefetch};
+use maquette_rng::{Rng, Stream, rng};
+
+use super::sections::{ImageData, Images};
+use crate::{BoxError, LoopSpec, Run, TrainError};
 
 /// A batch of images prepared on the host, by a background thread if need be.
 pub struct Batch {
@@ -48,6 +54,98 @@ impl Batch {
     pub fn tensor(self, device: &Device) -> Tensor<4> {
         Tensor::from_data(TensorData::new(self.values, self.shape), device)
     }
+}
+
+/// Where training batches come from.
+pub struct Feed {
+    source: Source,
+    normalization: Normalization,
+    augment: Option<Augment>,
+    seed: u64,
+}
+
+enum Source {
+    /// Images in memory, batched ahead by a background thread; a function of the step.
+    Memory(Prefetch<Batch>),
+    /// Images read from disk in the order of a shuffle buffer.
+    Disk(Box<ImageStream>),
+}
+
+impl Feed {
+    /// Batches of the training part of `images`, from where `run` is to go on.
+    ///
+    /// # Errors
+    /// A batch larger than the set; a saved place in a stream that does not fit.
+    pub fn new(
+        data: &ImageData,
+        images: &mut Images,
+        train: &LoopSpec,
+        normalization: Normalization,
+        run: Option<&Run>,
+    ) -> Result<Self, TrainError> {
+        let (seed, augment) = (train.seed, data.augment.clone());
+        let source = match images.stream.take() {
+            Some((path, stream)) => Source::Disk(continued(stream, &path, run)?),
+            None => {
+                let order =
+                    Order::new(images.train.len(), train.batch, seed).map_err(TrainError::other)?;
+                let start = run.map_or(0, Run::start_step) * train.grad_accumulation;
+                let (set, augment, normalization) =
+                    (images.train.clone(), augment.clone(), normalization.clone());
+                Source::Memory(prefetch(start, 4, move |step| {
+                    let random = &mut rng(seed, Stream::Augment, step);
+                    let augment = augment.as_ref().map(|augment| (augment, random));
+                    Batch::new(&set, &order.indices(step), &normalization, augment)
+                }))
+            }
+        };
+        Ok(Self {
+            source,
+            normalization,
+            augment,
+            seed,
+        })
+    }
+
+    /// The micro-batch `step` of the run.
+    ///
+    /// # Errors
+    /// An image that cannot be read.
+    pub fn batch(&mut self, step: u64) -> Result<crate::Batch<Batch>, BoxError> {
+        match &mut self.source {
+            Source::Memory(ahead) => {
+                let batch = ahead.next().ok_or("the background reader stopped")?;
+                Ok(batch.into())
+            }
+            Source::Disk(stream) => {
+                let set = stream.next_batch()?;
+                let random = &mut rng(self.seed, Stream::Augment, step);
+                let augment = self.augment.as_ref().map(|augment| (augment, random));
+                let all: Vec<usize> = (0..set.len()).collect();
+                let data = Batch::new(&set, &all, &self.normalization, augment);
+                Ok(crate::Batch {
+                    data,
+                    stream: Some(serde_json::to_value(stream.state())?),
+                })
+            }
+        }
+    }
+}
+
+/// The stream, at the place where `run` left it.
+fn continued(
+    stream: Box<ImageStream>,
+    path: &Path,
+    run: Option<&Run>,
+) -> Result<Box<ImageStream>, TrainError> {
+    let Some(state) = run.and_then(Run::stream_state) else {
+        return Ok(stream);
+    };
+    let state: ImageStreamState =
+        serde_json::from_value(state.clone()).map_err(TrainError::other)?;
+    ImageStream::resume(path, state)
+        .map(Box::new)
+        .map_err(TrainError::other)
 }
 
 /// Classes as a tensor, `[batch]`.

@@ -44,8 +44,8 @@ impl Judge {
         device: &Device,
     ) -> Result<Self, TrainError> {
         let (learn, test, part) = match source {
-            ImageSource::Glyphs => (&images.test, &images.train, "held-out-fonts"),
-            ImageSource::Path => (&images.train, &images.test, "train"),
+            ImageSource::Glyphs => (&images.test, &*images.train, "held-out-fonts"),
+            ImageSource::Path => (&*images.train, &images.test, "train"),
         };
         let n_classes = learn.class_names.len();
         if learn.labels.is_none() || n_classes == 0 {

@@ -1,13 +1,15 @@
 //! Recipe sections that several families share: where images and text come from.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use maquette_data::glyphs::{GlyphConfig, glyphs};
-use maquette_data::{Augment, DataError, ImageSet, Split, images};
+use maquette_data::stream::{ImageStream, ImageStreamConfig};
+use maquette_data::{Augment, DataError, ImageSet, Order, Split, images};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::spec::Invalid;
+use crate::{LoopSpec, TrainError};
 
 /// Where images come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,13 @@ pub struct ImageData {
     /// The share of the training images held out, where the data has no test part of its own.
     #[serde(default = "tenth")]
     pub validation: f64,
+    /// Read training images from disk as they are needed, at constant memory. The path must hold a
+    /// `test` part of its own, and no file may be compressed as a whole.
+    #[serde(default)]
+    pub streaming: bool,
+    /// Images among which a streamed batch is drawn.
+    #[serde(default = "buffer")]
+    pub shuffle_buffer: usize,
     /// Random changes to training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub augment: Option<Augment>,
@@ -46,60 +55,103 @@ fn tenth() -> f64 {
     0.1
 }
 
+fn buffer() -> usize {
+    4096
+}
+
 /// Images to learn from and images to measure on.
 pub struct Images {
-    /// To learn from.
-    pub train: ImageSet,
+    /// To learn from; of a stream, the first images that it gives.
+    pub train: Arc<ImageSet>,
     /// Never learnt from.
     pub test: ImageSet,
+    /// How many images there are to learn from.
+    pub examples: usize,
+    /// The stream that gives them, and its path, when they are not held in memory.
+    pub stream: Option<(PathBuf, Box<ImageStream>)>,
 }
 
 impl Images {
     /// SHA-256 over both parts.
     pub fn hash(&self) -> String {
-        crate::hash::sha256(format!("{}{}", self.train.hash(), self.test.hash()).as_bytes())
+        let train = match &self.stream {
+            Some((_, stream)) => stream.hash().to_owned(),
+            None => self.train.hash(),
+        };
+        crate::hash::sha256(format!("{train}{}", self.test.hash()).as_bytes())
+    }
+
+    fn in_memory(train: ImageSet, test: ImageSet) -> Self {
+        Self {
+            examples: train.len(),
+            train: Arc::new(train),
+            test,
+            stream: None,
+        }
     }
 }
 
 impl ImageData {
-    /// Opens the images; `path` is what `--data` gave, else the recipe's own.
+    /// Opens the images for a loop; `path` is what `--data` gave, else the recipe's own.
     ///
     /// # Errors
     /// No path where one is needed; files that are missing or damaged.
-    pub fn open(&self, path: Option<&Path>, seed: u64) -> Result<Images, TrainError> {
-        let images = match self.source {
-            ImageSource::Glyphs => {
+    pub fn open(&self, path: Option<&Path>, train: &LoopSpec) -> Result<Images, TrainError> {
+        let mut images = match (self.source, self.streaming) {
+            (ImageSource::Glyphs, _) => {
                 let config = self.glyphs.clone().unwrap_or_default();
-                let part = |split| glyphs(split, seed, &config).map_err(TrainError::other);
-                Images {
-                    train: part(Split::Train)?,
-                    test: part(Split::Test)?,
-                }
+                let part = |split| glyphs(split, train.seed, &config).map_err(TrainError::other);
+                Images::in_memory(part(Split::Train)?, part(Split::Test)?)
             }
-            ImageSource::Path => self.open_path(path.ok_or_else(missing_path)?, seed)?,
+            (ImageSource::Path, false) => {
+                self.open_path(path.ok_or_else(missing_path)?, train.seed)?
+            }
+            (ImageSource::Path, true) => self.open_stream(path.ok_or_else(missing_path)?, train)?,
         };
-        let Some(limit) = self.limit.filter(|&limit| limit < images.train.len()) else {
-            return Ok(images);
-        };
-        let first: Vec<usize> = (0..limit).collect();
-        Ok(Images {
-            train: images.train.subset(&first),
-            ..images
-        })
+        if let Some(limit) = self
+            .limit
+            .filter(|&limit| limit < images.examples && !self.streaming)
+        {
+            let first: Vec<usize> = (0..limit).collect();
+            images.train = Arc::new(images.train.subset(&first));
+            images.examples = limit;
+        }
+        Order::new(images.examples, train.batch, train.seed).map_err(TrainError::other)?;
+        Ok(images)
     }
 
     fn open_path(&self, path: &Path, seed: u64) -> Result<Images, TrainError> {
         let train = images::open(path, Split::Train).map_err(TrainError::other)?;
         match images::open(path, Split::Test) {
-            Ok(test) => Ok(Images { train, test }),
+            Ok(test) => Ok(Images::in_memory(train, test)),
             Err(DataError::NoTestPart(_) | DataError::Missing(_)) => {
                 let (train, test) = train
                     .split(self.validation, seed)
                     .map_err(TrainError::other)?;
-                Ok(Images { train, test })
+                Ok(Images::in_memory(train, test))
             }
             Err(error) => Err(TrainError::other(error)),
         }
+    }
+
+    fn open_stream(&self, path: &Path, train: &LoopSpec) -> Result<Images, TrainError> {
+        let test = images::open(path, Split::Test).map_err(TrainError::other)?;
+        let config = ImageStreamConfig {
+            batch: train.batch,
+            seed: train.seed,
+            buffer: self.shuffle_buffer,
+            channels: test.channels,
+            ..ImageStreamConfig::default()
+        };
+        let open = || ImageStream::open(path, config.clone()).map_err(TrainError::other);
+        let first = open()?.next_batch().map_err(TrainError::other)?;
+        let stream = open()?;
+        Ok(Images {
+            train: Arc::new(first),
+            test,
+            examples: stream.len(),
+            stream: Some((path.to_owned(), Box::new(stream))),
+        })
     }
 
     /// Checks ranges.
@@ -119,6 +171,20 @@ impl ImageData {
                 "glyphs",
                 "only for source = \"glyphs\"",
                 "remove it, or change the source",
+            ));
+        }
+        if self.shuffle_buffer == 0 {
+            return Err(Invalid::new(
+                "shuffle_buffer",
+                "must be at least 1",
+                "4096 is usual",
+            ));
+        }
+        if self.streaming && self.source != ImageSource::Path {
+            return Err(Invalid::new(
+                "streaming",
+                "only images from a path are streamed",
+                "leave it out, or set source = \"path\"",
             ));
         }
         if self.limit == Some(0) {

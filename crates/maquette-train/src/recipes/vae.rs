@@ -1,10 +1,9 @@
 //! `family = "vae"`: a variational autoencoder on images.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use maquette_data::{ImageSet, Normalization, Order, prefetch};
+use maquette_data::{ImageSet, Normalization};
 use maquette_eval::Estimate;
 use maquette_models::store;
 use maquette_models::vae::{Vae, VaeConfig};
@@ -97,16 +96,13 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut recipe = VaeRecipe::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the images");
-    let data = recipe.data.open(
-        job.data_path(recipe.data.path.as_deref()),
-        recipe.train.seed,
-    )?;
+    let mut data = recipe
+        .data
+        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
     recipe.model.image = images::shape(&data.train);
     recipe.model.validate().map_err(TrainError::other)?;
     let sha256 = data.hash();
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
-    let examples = data.train.len();
-    let order = Order::new(examples, batch, seed).map_err(TrainError::other)?;
 
     // 2. Model
     let device = job.device.clone().autodiff();
@@ -118,19 +114,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     };
 
     // 3. Loop
-    let start = run.as_ref().map_or(0, |run| run.start_step()) * recipe.train.grad_accumulation;
-    let (set, augment) = (Arc::new(data.train), recipe.data.augment.clone());
-    let mut ahead = prefetch(start, 4, move |step| {
-        let random = &mut rng(seed, Stream::Augment, step);
-        let augment = augment.as_ref().map(|augment| (augment, random));
-        images::Batch::new(&set, &order.indices(step), &Normalization::MinMax, augment)
-    });
-    let batches = |_| {
-        ahead
-            .next()
-            .map(Into::into)
-            .ok_or_else(|| BoxError::from("the background reader stopped"))
-    };
+    let normalization = Normalization::MinMax;
+    let mut feed = images::Feed::new(
+        &recipe.data,
+        &mut data,
+        &recipe.train,
+        normalization,
+        run.as_ref(),
+    )?;
+    let batches = |step| feed.batch(step);
     let loss = |model: &Vae, batch: images::Batch, step: u64| {
         let noise = noise(
             batch.size(),
@@ -149,7 +141,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         optimizer: &recipe.optimizer,
         schedule: &recipe.schedule,
         train: &recipe.train,
-        steps: recipe.train.total_steps(examples),
+        steps: recipe.train.total_steps(data.examples),
         device: &device,
     };
     let task = Task::new(batches, loss)
@@ -178,7 +170,7 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     (job.say)("reading the images");
     let data = recipe.data.open(
         job.data.as_deref().or(recipe.data.path.as_deref()),
-        recipe.train.seed,
+        &recipe.train,
     )?;
     let model = load(&recipe, &job.run, &job.device)?;
     (job.say)("measuring");
