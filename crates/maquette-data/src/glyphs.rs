@@ -165,13 +165,6 @@ fn faces(split: Split) -> Vec<&'static [u8]> {
             sans_mono::bold(),
             sans_mono::oblique(),
             sans_mono::bold_oblique(),
-            serif::regular(),
-            serif::bold(),
-            serif::italic(),
-            serif::bold_italic(),
-            serif_condensed::regular(),
-            serif_condensed::bold(),
-            serif_condensed::italic(),
             epaint_default_fonts::HACK_REGULAR,
         ],
         Split::Test => vec![
@@ -180,6 +173,13 @@ fn faces(split: Split) -> Vec<&'static [u8]> {
             notosans::ITALIC_TTF,
             notosans::BOLD_ITALIC_TTF,
             epaint_default_fonts::UBUNTU_LIGHT,
+            serif::regular(),
+            serif::bold(),
+            serif::italic(),
+            serif::bold_italic(),
+            serif_condensed::regular(),
+            serif_condensed::bold(),
+            serif_condensed::italic(),
         ],
     }
 }
