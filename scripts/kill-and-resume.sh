@@ -40,9 +40,11 @@ check() { # name, train arguments...
 if [ $# -gt 0 ]; then
   check "${1##*/}" "$@"
 else
-  fast=(--set train.checkpoint_every=10)
-  check gpt stories --steps 120 "${fast[@]}"
-  check gpt-streaming stories-streaming --steps 120 "${fast[@]}"
-  check vae vae-glyphs --steps 120 "${fast[@]}"
-  check diffusion glyphs --steps 30 --set evaluate.samples=0 --set train.checkpoint_every=5
+  text=(--steps 40 --set train.checkpoint_every=10 --set data.count=500)
+  images=(--set data.glyphs.per_class=50 --set sample.count=1)
+  check gpt stories "${text[@]}"
+  check gpt-streaming stories-streaming "${text[@]}"
+  check vae vae-glyphs --steps 40 --set train.checkpoint_every=10 --set data.glyphs.per_class=50 \
+    --set evaluate.importance_samples=0
+  check diffusion glyphs --steps 20 --set train.checkpoint_every=5 "${images[@]}" --set evaluate.samples=0
 fi

@@ -92,11 +92,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 2. Model
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
-    let mut run = if job.dry_run {
-        None
-    } else {
-        Some(job.open_run(&recipe, &sha256)?)
-    };
+    let run = job.open_run(&recipe, &sha256)?;
 
     // 3. Loop
     let normalization = Normalization::MinMax;
@@ -124,7 +120,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let task = Task::new(batches, loss)
         .counting(batch as f64, "images")
         .validate(|model: &Classifier| measure(model, test, &inner));
-    let Some(mut run) = run.take() else {
+    let Some(mut run) = run else {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;

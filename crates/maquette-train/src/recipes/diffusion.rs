@@ -184,11 +184,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
     let diffusion = recipe.diffusion.init();
-    let mut run = if job.dry_run {
-        None
-    } else {
-        Some(job.open_run(&recipe, &sha256)?)
-    };
+    let run = job.open_run(&recipe, &sha256)?;
 
     // 3. Loop
     let normalization = Normalization::Symmetric;
@@ -245,7 +241,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
             })?;
             Ok(save_sheet(&folder.join("sheet.png"), &all)?)
         });
-    let Some(mut run) = run.take() else {
+    let Some(mut run) = run else {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;

@@ -238,11 +238,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
 
     // 3. Run folder, and the place in the stream when it is resumed
-    let mut run = if job.dry_run {
-        None
-    } else {
-        Some(job.open_run(&recipe, &corpus.sha256)?)
-    };
+    let run = job.open_run(&recipe, &corpus.sha256)?;
     let Corpus {
         tokenizer,
         train: text,
@@ -277,7 +273,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         .sample(|model: &Gpt, step, folder: &Path| {
             samples(model, step, folder, &recipe, &tokenizer)
         });
-    let Some(mut run) = run.take() else {
+    let Some(mut run) = run else {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;

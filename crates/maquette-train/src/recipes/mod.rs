@@ -229,18 +229,22 @@ impl Job<'_> {
         }
     }
 
-    /// Opens the run folder of this job.
+    /// Opens the run folder of this job; a dry run has none.
     pub(crate) fn open_run<R: Serialize>(
         &self,
         recipe: &R,
         data_sha256: &str,
-    ) -> Result<Run, TrainError> {
+    ) -> Result<Option<Run>, TrainError> {
+        if self.dry_run {
+            return Ok(None);
+        }
         Run::open(&RunSpec {
             place: self.place.clone(),
             recipe: &recipe::resolved(recipe)?,
             data_sha256,
             device: &self.device_name,
         })
+        .map(Some)
     }
 
     /// Says what is being done outside the loop.

@@ -217,18 +217,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
                 scatter(&recipe, &made).as_bytes(),
             )?)
         });
-    if job.dry_run {
+    let bytes: Vec<u8> = data
+        .points
+        .iter()
+        .flatten()
+        .flat_map(|x| x.to_le_bytes())
+        .collect();
+    let Some(mut run) = job.open_run(&recipe, &hash::sha256(&bytes))? else {
         return job.estimate(&recipe, model, task, &plan);
-    }
-    let sha256 = hash::sha256(
-        &data
-            .points
-            .iter()
-            .flatten()
-            .flat_map(|x| x.to_le_bytes())
-            .collect::<Vec<_>>(),
-    );
-    let mut run = job.open_run(&recipe, &sha256)?;
+    };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
 
     // 4. Save, measure, report

@@ -107,11 +107,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 2. Model
     let device = job.device.clone().autodiff();
     let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
-    let mut run = if job.dry_run {
-        None
-    } else {
-        Some(job.open_run(&recipe, &sha256)?)
-    };
+    let run = job.open_run(&recipe, &sha256)?;
 
     // 3. Loop
     let normalization = Normalization::MinMax;
@@ -148,7 +144,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         .counting(batch as f64, "images")
         .validate(|model: &Vae| measure(model, test, &recipe, &inner))
         .sample(|model: &Vae, _, folder: &Path| samples(model, folder, &recipe, &inner));
-    let Some(mut run) = run.take() else {
+    let Some(mut run) = run else {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
