@@ -15,7 +15,7 @@ check() { # name, train arguments...
   local name=$1; shift
   local seconds kills=0
   seconds=$(date +%s%N)
-  "$maquette" train "$@" --out "$work/$name-whole" -q
+  "$maquette" train "$@" --out "$work/$name-whole" -q > /dev/null
   seconds=$(( ($(date +%s%N) - seconds) / 1000000 ))
   for round in $(seq "$rounds"); do
     local run="$work/$name-$round"

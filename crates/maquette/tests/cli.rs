@@ -171,6 +171,14 @@ fn the_same_seed_gives_the_same_weights_and_another_gives_others() {
     bench.run("train tiny.toml --out a -q").succeeds();
     bench.run("train tiny.toml --out b -q").succeeds();
     bench.run("train tiny.toml --out c -q --seed 9").succeeds();
+    bench
+        .run("train tiny.toml --out one -q --threads 1")
+        .succeeds();
+    assert_eq!(
+        bench.weights("a"),
+        bench.weights("one"),
+        "whatever the number of threads"
+    );
     assert_eq!(bench.weights("a"), bench.weights("b"));
     assert_ne!(bench.weights("a"), bench.weights("c"));
 }
