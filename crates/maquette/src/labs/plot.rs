@@ -9,7 +9,8 @@ use crate::train::report::base64;
 
 const PANEL: (u32, u32) = (460, 340);
 
-/// One panel: lines, else bars, else dots with equal scales.
+/// One panel: lines, else dots with equal scales, else bars.
+#[derive(Clone)]
 pub struct Chart {
     frame: Frame,
     lines: Vec<Series>,
