@@ -8,6 +8,7 @@ pub mod diffusion;
 pub mod error;
 pub mod gpt;
 pub mod hf;
+pub mod perceptron;
 pub mod store;
 pub mod vae;
 

@@ -12,6 +12,7 @@ pub mod init;
 pub mod mlp;
 pub mod norm;
 pub mod rope;
+pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{cross_entropy, gelu_tanh, silu};

@@ -76,7 +76,8 @@ fn results(result: &LabResult) -> String {
     for claim in &result.claims {
         let holds = if claim.pass { "yes" } else { "**no**" };
         let (got, bound) = (number(claim.got), claim.bound());
-        let _ = writeln!(text, "| {} | {got} | {bound} | {holds} |", claim.claim);
+        let claim = cell(&claim.claim);
+        let _ = writeln!(text, "| {claim} | {got} | {bound} | {holds} |");
     }
     let mode = mode(result.mode);
     let (seconds, seed, machine) = (number(result.seconds), result.seed, &result.machine);
@@ -85,6 +86,11 @@ fn results(result: &LabResult) -> String {
         let _ = writeln!(text, "\n{note}");
     }
     text
+}
+
+/// Text inside a table's cell, where a bar would end it.
+fn cell(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 fn mode(mode: Mode) -> &'static str {
@@ -113,7 +119,7 @@ fn ledger(results: &[(&Topic, LabResult)]) -> String {
                 "| [{}]({}/README.md) | {} | {} ({}) | {} | {} | {} | {} | {} |",
                 topic.number,
                 topic.folder(),
-                claim.claim,
+                cell(&claim.claim),
                 number(published.value),
                 published.source,
                 number(claim.got),

@@ -9,6 +9,7 @@ pub mod ledger;
 mod plot;
 mod result;
 mod topics;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -17,7 +18,7 @@ use burn::tensor::Device;
 
 pub use claim::{Claim, Published, Relation, number};
 pub use ledger::{handbook, record};
-pub use plot::{Chart, panels};
+pub use plot::{Chart, beside, heat, panels, strips};
 pub use result::{LabResult, Mode, machine};
 pub use topics::{TOPICS, find};
 
@@ -123,9 +124,6 @@ pub enum LabError {
         /// What was wrong with it.
         source: serde_json::Error,
     },
-    /// The chart could not be drawn.
-    #[error("drawing the plot failed: {0}")]
-    Plot(String),
     /// There is no such topic, or it has no lab yet.
     #[error("no lab {0:?}; `maquette lab list` shows the sixty topics and which of them work")]
     Unknown(String),

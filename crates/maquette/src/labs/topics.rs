@@ -2,6 +2,31 @@
 
 use super::{Lab, Topic};
 
+#[path = "../../../../handbook/48-gradient-clipping/lab.rs"]
+mod gradient_clipping;
+#[path = "../../../../handbook/04-kl-divergence/lab.rs"]
+mod kl_divergence;
+#[path = "../../../../handbook/49-l1-l2/lab.rs"]
+mod l1_l2;
+#[path = "../../../../handbook/24-large-datasets/lab.rs"]
+mod large_datasets;
+#[path = "../../../../handbook/27-latent-space/lab.rs"]
+mod latent_space;
+#[path = "../../../../handbook/47-optimisers/lab.rs"]
+mod optimisers;
+#[path = "../../../../handbook/21-overfitting/lab.rs"]
+mod overfitting;
+#[path = "../../../../handbook/11-sampling/lab.rs"]
+mod sampling;
+#[path = "../../../../handbook/22-softmax/lab.rs"]
+mod softmax;
+#[path = "../../../../handbook/09-tokenization/lab.rs"]
+mod tokenization;
+#[path = "../../../../handbook/19-vae/lab.rs"]
+mod vae;
+#[path = "../../../../handbook/37-vanishing-gradients/lab.rs"]
+mod vanishing_gradients;
+
 const fn topic(number: u8, slug: &'static str, title: &'static str) -> Topic {
     Topic {
         number,
@@ -35,14 +60,14 @@ pub static TOPICS: [Topic; 60] = [
         "The well-known kinds of model and their uses",
     ),
     topic(3, "ethics", "Ethics of generative models"),
-    topic(4, "kl-divergence", "KL divergence"),
+    topic(4, "kl-divergence", "KL divergence").lab(kl_divergence::run),
     topic(5, "reducing-bias", "Reducing bias"),
     topic(6, "zero-few-shot", "Zero-shot and few-shot learning"),
     topic(7, "output-quality", "Judging the quality of output"),
     topic(8, "style-transfer", "Style transfer"),
-    topic(9, "tokenization", "Tokenization"),
+    topic(9, "tokenization", "Tokenization").lab(tokenization::run),
     topic(10, "noise", "Noise"),
-    topic(11, "sampling", "Sampling strategies"),
+    topic(11, "sampling", "Sampling strategies").lab(sampling::run),
     topic(
         12,
         "supervised-unsupervised",
@@ -54,15 +79,15 @@ pub static TOPICS: [Topic; 60] = [
     topic(16, "gan-difficulty", "Why GANs are hard to train"),
     topic(17, "diffusion", "Diffusion models"),
     topic(18, "attention", "Attention"),
-    topic(19, "vae", "Variational autoencoders"),
+    topic(19, "vae", "Variational autoencoders").lab(vae::run),
     topic(20, "generator-discriminator", "Generator and discriminator"),
-    topic(21, "overfitting", "Overfitting"),
-    topic(22, "softmax", "Softmax"),
+    topic(21, "overfitting", "Overfitting").lab(overfitting::run),
+    topic(22, "softmax", "Softmax").lab(softmax::run),
     topic(23, "reinforcement-learning", "Reinforcement learning"),
-    topic(24, "large-datasets", "Large data sets"),
+    topic(24, "large-datasets", "Large data sets").lab(large_datasets::run),
     topic(25, "batch-normalisation", "Batch normalisation"),
     topic(26, "transformer-rnn-cnn", "Transformer, RNN and CNN"),
-    topic(27, "latent-space", "Latent space"),
+    topic(27, "latent-space", "Latent space").lab(latent_space::run),
     topic(28, "adversarial-attacks", "Adversarial attacks"),
     topic(29, "stabilising-gans", "Stabilising GANs"),
     topic(30, "gan-losses", "GAN losses"),
@@ -76,7 +101,7 @@ pub static TOPICS: [Topic; 60] = [
         "Attention in text generation",
     ),
     topic(36, "pretrained-models", "Using a pre-trained model"),
-    topic(37, "vanishing-gradients", "Vanishing gradients"),
+    topic(37, "vanishing-gradients", "Vanishing gradients").lab(vanishing_gradients::run),
     topic(38, "long-range", "Long-range dependence"),
     topic(39, "anomaly-detection", "Anomaly detection"),
     topic(40, "autoregressive", "Autoregressive models and the others"),
@@ -86,9 +111,9 @@ pub static TOPICS: [Topic; 60] = [
     topic(44, "transformer", "The transformer"),
     topic(45, "activations", "Activation functions"),
     topic(46, "nash-equilibrium", "Nash equilibrium"),
-    topic(47, "optimisers", "Optimisers"),
-    topic(48, "gradient-clipping", "Gradient clipping"),
-    topic(49, "l1-l2", "L1 and L2 penalties"),
+    topic(47, "optimisers", "Optimisers").lab(optimisers::run),
+    topic(48, "gradient-clipping", "Gradient clipping").lab(gradient_clipping::run),
+    topic(49, "l1-l2", "L1 and L2 penalties").lab(l1_l2::run),
     topic(50, "in-context-learning", "In-context learning"),
     topic(51, "creativity", "Human creativity"),
     topic(52, "rag", "Retrieval-augmented generation"),

@@ -1,0 +1,278 @@
+//! What the labs that train have in common: the library's loop in a folder that is thrown away,
+//! and glyphs as tensors.
+
+use std::sync::atomic::AtomicBool;
+
+use burn::module::Module;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::{Doing, LabContext, LabError};
+use crate::data::glyphs::{GlyphConfig, glyphs};
+use crate::data::{Augment, ImageSet, Normalization, Order, Split};
+use crate::models::{Vae, VaeConfig};
+use crate::rng::{Stream, normal, rng};
+use crate::train::run::Place;
+use crate::train::spec::{OptimizerKind, ScheduleKind};
+use crate::train::{
+    Batch, Control, Event, LoopSpec, Metrics, OptimizerSpec, Plan, Run, RunSpec, ScheduleSpec,
+    Task, TrainError, fit,
+};
+
+/// One training of an experiment: the sections of a recipe that the loop follows.
+#[derive(Clone)]
+pub(crate) struct Training {
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate over time.
+    pub schedule: ScheduleSpec,
+    /// The loop.
+    pub train: LoopSpec,
+}
+
+impl Training {
+    /// `steps` steps of `batch` examples with a constant learning rate.
+    pub(crate) fn new(optimizer: OptimizerSpec, steps: u64, batch: usize, seed: u64) -> Self {
+        let train = LoopSpec {
+            log_every: steps,
+            ..LoopSpec::new(steps, batch, seed)
+        };
+        Self {
+            optimizer,
+            schedule: ScheduleSpec::default(),
+            train,
+        }
+    }
+
+    /// Runs the library's loop.
+    ///
+    /// # Errors
+    /// [`TrainError::Diverged`] among others; an experiment may expect it.
+    pub(crate) fn run<M: Module, B>(
+        &self,
+        model: M,
+        task: Task<'_, M, B>,
+        device: &Device,
+    ) -> Result<Trained<M>, Box<Unfinished>> {
+        let mut losses = Vec::new();
+        let mut validations = Vec::new();
+        let mut on_event = |event: Event<'_>| match event {
+            Event::Step(progress) => losses.push(progress.loss),
+            Event::Validated { step, metrics } => validations.push((step, metrics.clone())),
+            _ => {}
+        };
+        let stop = AtomicBool::new(false);
+        let fitted = self.fit(
+            model,
+            task,
+            device,
+            &mut Control {
+                stop: &stop,
+                on_event: &mut on_event,
+            },
+        );
+        match fitted {
+            Ok(model) => Ok(Trained {
+                model,
+                losses,
+                validations,
+            }),
+            Err(error) => Err(Box::new(Unfinished { error, losses })),
+        }
+    }
+
+    fn fit<M: Module, B>(
+        &self,
+        model: M,
+        task: Task<'_, M, B>,
+        device: &Device,
+        control: &mut Control<'_>,
+    ) -> Result<M, TrainError> {
+        let folder = tempfile::tempdir().map_err(|source| TrainError::Io {
+            action: "make a folder in",
+            path: std::env::temp_dir(),
+            source,
+        })?;
+        let mut run = Run::open(&RunSpec {
+            place: Place::Out(folder.path().join("run")),
+            recipe: "",
+            data_sha256: "",
+            device: "",
+        })?;
+        let plan = Plan {
+            optimizer: &self.optimizer,
+            schedule: &self.schedule,
+            train: &self.train,
+            steps: self.train.steps.unwrap_or(0),
+            device,
+        };
+        fit(model, task, &plan, &mut run, control).map(|fitted| fitted.model)
+    }
+}
+
+/// A trained model, without gradients, and how it came about.
+pub(crate) struct Trained<M> {
+    pub(crate) model: M,
+    /// The training loss at every step.
+    pub(crate) losses: Vec<f64>,
+    /// Validation metrics by step.
+    pub(crate) validations: Vec<(u64, Metrics)>,
+}
+
+/// A training that failed, and its losses until then.
+pub(crate) struct Unfinished {
+    pub(crate) error: TrainError,
+    pub(crate) losses: Vec<f64>,
+}
+
+impl From<Box<Unfinished>> for LabError {
+    fn from(unfinished: Box<Unfinished>) -> Self {
+        Self::Step {
+            doing: "training",
+            source: Box::new(unfinished.error),
+        }
+    }
+}
+
+/// The mean of the last tenth of a loss curve.
+pub(crate) fn last(losses: &[f64]) -> f64 {
+    let tail = &losses[losses.len() - (losses.len() / 10).max(1)..];
+    tail.iter().sum::<f64>() / tail.len() as f64
+}
+
+/// A loss curve as points of a chart, each the mean of `width` steps.
+pub(crate) fn curve(losses: &[f64], width: usize) -> Vec<(f64, f64)> {
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    losses
+        .chunks(width)
+        .enumerate()
+        .map(|(i, part)| ((i * width + 1) as f64, mean(part)))
+        .collect()
+}
+
+/// Built-in glyphs: `per_class` examples of each of `classes`.
+pub(crate) fn glyph_set(
+    split: Split,
+    seed: u64,
+    classes: usize,
+    per_class: usize,
+) -> Result<ImageSet, LabError> {
+    let config = GlyphConfig {
+        classes,
+        per_class,
+        ..GlyphConfig::default()
+    };
+    glyphs(split, seed, &config).doing("drawing glyphs")
+}
+
+/// Images as flat rows, `[n, channels * height * width]`.
+pub(crate) fn rows(
+    set: &ImageSet,
+    indices: &[usize],
+    norm: &Normalization,
+    device: &Device,
+) -> Tensor<2> {
+    matrix(set.batch(indices, norm, None), indices.len(), device)
+}
+
+/// As [`rows`], each image changed by `augment` with the randomness of `step`.
+pub(crate) fn augmented(
+    set: &ImageSet,
+    indices: &[usize],
+    norm: &Normalization,
+    (augment, seed, step): (&Augment, u64, u64),
+    device: &Device,
+) -> Tensor<2> {
+    let mut rng = rng(seed, Stream::Augment, step);
+    matrix(
+        set.batch(indices, norm, Some((augment, &mut rng))),
+        indices.len(),
+        device,
+    )
+}
+
+/// Numbers as `n` rows.
+pub(crate) fn matrix(values: Vec<f32>, n: usize, device: &Device) -> Tensor<2> {
+    let width = values.len() / n;
+    Tensor::from_data(TensorData::new(values, [n, width]), device)
+}
+
+/// The labels of the images at `indices`, `[n]`.
+pub(crate) fn labels(set: &ImageSet, indices: &[usize], device: &Device) -> Tensor<1, Int> {
+    let labels = set.labels_at(indices).unwrap_or_default();
+    let labels: Vec<i32> = labels.into_iter().map(i32::from).collect();
+    let n = labels.len();
+    Tensor::from_data(TensorData::new(labels, [n]), device)
+}
+
+/// A tensor's numbers, in order.
+pub(crate) fn numbers<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>, LabError> {
+    tensor
+        .into_data()
+        .try_to_vec::<f32>()
+        .doing("reading a tensor")
+}
+
+/// All indices of a set.
+pub(crate) fn all(set: &ImageSet) -> Vec<usize> {
+    (0..set.len()).collect()
+}
+
+/// The order in which a training visits a set.
+pub(crate) fn order(set: &ImageSet, batch: usize, seed: u64) -> Result<Order, LabError> {
+    Order::new(set.len(), batch, seed).doing("ordering the batches")
+}
+
+/// Images in `[0, 1]`, `[n, channels, height, width]`.
+pub(crate) fn pictures(set: &ImageSet, indices: &[usize], device: &Device) -> Tensor<4> {
+    let values = set.batch(indices, &Normalization::MinMax, None);
+    let shape = [indices.len(), set.channels, set.height, set.width];
+    Tensor::from_data(TensorData::new(values, shape), device)
+}
+
+/// Tokens as `[batch, seq_len]`.
+pub(crate) fn token_rows(ids: &[u32], batch: usize, device: &Device) -> Tensor<2, Int> {
+    let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let width = ids.len() / batch;
+    Tensor::from_data(TensorData::new(ids, [batch, width]), device)
+}
+
+/// Standard normal noise for a batch, drawn from `(seed, step)`.
+pub(crate) fn noise(
+    batch: usize,
+    width: usize,
+    (seed, step): (u64, u64),
+    device: &Device,
+) -> Tensor<2> {
+    matrix(
+        normal(&mut rng(seed, Stream::Noise, step), batch * width),
+        batch,
+        device,
+    )
+}
+
+/// A variational autoencoder trained on `set` by Adam, batch size 100.
+pub(crate) fn autoencoder(
+    lab: &LabContext<'_>,
+    set: &ImageSet,
+    config: &VaeConfig,
+    steps: u64,
+) -> Result<Trained<Vae>, LabError> {
+    const BATCH: usize = 100;
+    let device = lab.device.clone().autodiff();
+    let order = order(set, BATCH, lab.seed)?;
+    let model = config.init(&device, &mut rng(lab.seed, Stream::Init, 0));
+    let adam = OptimizerSpec::new(OptimizerKind::Adam, 2e-3);
+    let mut training = Training::new(adam, steps, BATCH, lab.seed);
+    training.schedule = ScheduleSpec {
+        kind: ScheduleKind::Cosine,
+        ..ScheduleSpec::default()
+    };
+    let task = Task::new(
+        |step| Ok(Batch::from(pictures(set, &order.indices(step), &device))),
+        |model: &Vae, x, step| {
+            let noise = noise(BATCH, config.d_latent, (lab.seed, step), &device);
+            model.loss(x, noise).total.into()
+        },
+    );
+    Ok(training.run(model, task, &device)?)
+}
