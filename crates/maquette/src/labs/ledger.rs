@@ -174,10 +174,10 @@ mod tests {
 
     #[test]
     fn results_replace_what_stood_between_the_markers() {
-        let page = format!("above\n{BEGIN}\nold\n{END}\nbelow");
+        let page = format!("above\n{BEGIN}\nstale\n{END}\nbelow");
         let text = with_results(&page, &result()).unwrap();
         assert!(text.starts_with("above") && text.ends_with("below"));
-        assert!(text.contains("| one | 1 | = 1 ± 0.1 | yes |") && !text.contains("old"));
+        assert!(text.contains("| one | 1 | = 1 ± 0.1 | yes |") && !text.contains("stale"));
         assert_eq!(with_results("no markers", &result()), None);
     }
 
