@@ -1,5 +1,7 @@
 //! From the library's errors to what the user reads: the line at fault, and what to do.
 
+use std::sync::Arc;
+
 use maquette::train::{RecipeError, TrainError};
 use miette::{Diagnostic, LabeledSpan, NamedSource};
 
@@ -11,7 +13,7 @@ pub(crate) struct Usage {
     #[help]
     help: Option<String>,
     #[source_code]
-    source_code: Option<NamedSource<String>>,
+    source_code: Option<Arc<NamedSource<String>>>,
     #[label(collection)]
     labels: Vec<LabeledSpan>,
 }
@@ -30,12 +32,14 @@ impl Usage {
 
 impl From<RecipeError> for Usage {
     fn from(error: RecipeError) -> Self {
-        let labels = error.span.clone().map(|span| LabeledSpan::underline(span));
+        let labels = error.span.clone().map(LabeledSpan::underline);
         Self {
             message: error.message,
             help: error.help,
             labels: labels.into_iter().collect(),
-            source_code: Some(NamedSource::new(error.name, error.text).with_language("toml")),
+            source_code: Some(Arc::new(
+                NamedSource::new(error.name, error.text).with_language("toml"),
+            )),
         }
     }
 }
