@@ -143,9 +143,19 @@ impl ImageData {
             channels: test.channels,
             ..ImageStreamConfig::default()
         };
+        let folder = path.join("train");
+        let path = if folder.is_dir() { &*folder } else { path };
         let open = || ImageStream::open(path, config.clone()).map_err(TrainError::other);
         let first = open()?.next_batch().map_err(TrainError::other)?;
         let stream = open()?;
+        if first.class_names != test.class_names {
+            return Err(TrainError::other(format!(
+                "the test part has other classes ({}) than {} ({})",
+                test.class_names.join(", "),
+                path.display(),
+                first.class_names.join(", "),
+            )));
+        }
         Ok(Images {
             train: Arc::new(first),
             test,
