@@ -273,7 +273,7 @@ mod tests {
 
     /// Run by hand for the time: `cargo test --release -p maquette-eval -- --ignored`.
     #[test]
-    #[ignore = "a measurement, not a check"]
+    #[ignore = "a measurement: cargo test --release -p maquette-eval -- --ignored --nocapture"]
     fn a_thousand_against_mnist() {
         let (samples, train) = (random_bytes(1000 * 784, 1), random_bytes(60_000 * 784, 2));
         let start = std::time::Instant::now();
