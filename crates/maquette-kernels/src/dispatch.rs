@@ -1,5 +1,7 @@
 //! What the operators share at the border between Burn's tensors and flat slices.
 
+use std::cell::Cell;
+
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, DispatchTensorKind, ExtensionType, TensorMetadata};
 use burn::tensor::{DType, Tensor, TensorData};
@@ -14,7 +16,28 @@ pub(crate) enum Optional<B: Backend> {
     Absent,
 }
 
-/// Whether the fused kernels can take this tensor: `flex`, 32-bit floats, tracked or not.
+thread_local! {
+    static COMPOSED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with every operator of this crate composed of Burn's own, as on a backend the kernels
+/// do not know: what to measure the kernels against.
+///
+/// It holds for operators called by `f` on this thread, and for the backward pass of what they
+/// return.
+pub fn composed<R>(f: impl FnOnce() -> R) -> R {
+    struct Reset(bool);
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            COMPOSED.set(self.0);
+        }
+    }
+    let _reset = Reset(COMPOSED.replace(true));
+    f()
+}
+
+/// Whether the fused kernels can take this tensor: `flex`, 32-bit floats, tracked or not, and not
+/// within [`composed`].
 pub(crate) fn is_flex_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
     fn is_flex(kind: &DispatchTensorKind) -> bool {
         match kind {
@@ -23,6 +46,9 @@ pub(crate) fn is_flex_f32<const D: usize>(tensor: &Tensor<D>) -> bool {
             #[allow(unreachable_patterns)] // other backends are features of the binary
             _ => false,
         }
+    }
+    if COMPOSED.get() {
+        return false;
     }
     let tensor = tensor.clone().into_dispatch();
     tensor.dtype() == DType::F32 && is_flex(&tensor.kind)

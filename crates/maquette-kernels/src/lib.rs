@@ -19,7 +19,9 @@ mod cross_entropy;
 mod dispatch;
 mod elementwise;
 mod group_norm;
+mod lstm;
 mod matrix;
+pub mod optimizer;
 mod row_norm;
 mod simd;
 
@@ -27,5 +29,7 @@ pub use activation::{gelu_tanh, silu};
 pub use attention::{AttentionOptions, self_attention};
 pub use conv2d::conv2d;
 pub use cross_entropy::cross_entropy;
+pub use dispatch::composed;
 pub use group_norm::{Activation, GroupNormOptions, group_norm};
+pub use lstm::lstm;
 pub use row_norm::{layer_norm, rms_norm};

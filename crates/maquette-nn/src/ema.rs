@@ -6,6 +6,7 @@ use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId},
     tensor::Tensor,
 };
+use maquette_kernels::optimizer::lerp;
 
 /// A slow copy of a model: after every step, each parameter moves a little towards the model's.
 ///
@@ -42,7 +43,8 @@ impl<M: Module> Ema<M> {
     ///
     /// The decay grows as `(1 + step) / (10 + step)` until it reaches the configured one, so that
     /// the first, bad parameters are soon forgotten.
-    pub fn update(&mut self, model: &M, step: u64) {
+    #[must_use]
+    pub fn update(self, model: &M, step: u64) -> Self {
         let warm_up = (1 + step) as f64 / (10 + step) as f64;
         let mut collect = Collect(HashMap::new());
         model.visit(&mut collect);
@@ -50,7 +52,10 @@ impl<M: Module> Ema<M> {
             towards: collect.0,
             rate: 1.0 - self.decay.min(warm_up),
         };
-        self.model = self.model.clone().map(&mut blend);
+        Self {
+            model: self.model.map(&mut blend),
+            decay: self.decay,
+        }
     }
 }
 
@@ -73,7 +78,7 @@ impl ModuleMapper for Blend {
         match self.towards.remove(&param.id) {
             Some(target) => param.map(|average| {
                 let target = target.reshape(average.shape());
-                average.clone() + (target - average) * self.rate
+                lerp(average, target, self.rate)
             }),
             None => param,
         }
@@ -98,15 +103,15 @@ mod tests {
     #[test]
     fn moves_by_one_minus_decay() {
         let mut model = constant(0.0);
-        let mut ema = Ema::new(&model, 0.75);
+        let ema = Ema::new(&model, 0.75);
         model.weight = model
             .weight
             .map(|w| w.add_scalar(8.0).detach().require_grad());
         // Warm-up: at step 0 the decay is 1/10; from step 26 on it is the configured 3/4.
-        ema.update(&model, 0);
+        let ema = ema.update(&model, 0);
         let value = |ema: &Ema<Linear>| ema.model().weight.val().into_scalar::<f32>();
         assert!((value(&ema) - 7.2).abs() < 1e-5, "{}", value(&ema));
-        ema.update(&model, 1000);
+        let ema = ema.update(&model, 1000);
         assert!((value(&ema) - 7.4).abs() < 1e-5, "{}", value(&ema));
         assert!(!ema.model().weight.is_require_grad());
     }

@@ -9,18 +9,20 @@ pub mod attention;
 pub mod conv;
 pub mod ema;
 pub mod init;
+pub mod lstm;
 pub mod mlp;
 pub mod norm;
 pub mod rope;
 pub mod spectral;
 pub mod time;
 
-pub use maquette_kernels::{cross_entropy, gelu_tanh, silu};
+pub use maquette_kernels::{cross_entropy, gelu_tanh, optimizer, silu};
 
 pub use attention::{Attention, AttentionConfig, KvCache};
 pub use conv::{Conv2d, Conv2dConfig};
 pub use ema::Ema;
 pub use init::InitScheme;
+pub use lstm::{Lstm, LstmConfig, LstmState};
 pub use mlp::{Mlp, MlpConfig, MlpKind};
 pub use norm::{Norm, NormConfig, NormKind};
 pub use rope::Rope;

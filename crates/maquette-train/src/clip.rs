@@ -3,6 +3,7 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
+use maquette_models::nn::optimizer::{scale, square_sum};
 
 /// The Euclidean norm of all gradients together, taken in module order.
 ///
@@ -53,7 +54,7 @@ struct Squares<'a> {
 impl ModuleVisitor for Squares<'_> {
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
         if let Some(grad) = self.grads.get::<D>(param.id) {
-            self.sums.push(grad.square().sum());
+            self.sums.push(square_sum(grad));
         }
     }
 }
@@ -69,7 +70,7 @@ impl ModuleVisitor for Change<'_> {
             return;
         };
         let grad = match self.rule {
-            Rule::Scale(factor) => grad.mul_scalar(factor),
+            Rule::Scale(factor) => scale(grad, factor),
             Rule::Clamp(max) => grad.clamp(-max, max),
         };
         self.grads.register(param.id, grad);

@@ -255,9 +255,7 @@ pub fn fit<M: Module, B>(
         // 3. The update.
         let lr = schedule::lr(plan.schedule, plan.optimizer.lr, plan.steps, step);
         at.model = at.optimizer.step(lr, at.model, grads);
-        if let Some(ema) = &mut at.ema {
-            ema.update(&at.model, step);
-        }
+        at.ema = at.ema.map(|ema| ema.update(&at.model, step));
         at.state.step += 1;
         at.state.seconds = clock.seconds();
 
@@ -341,9 +339,7 @@ pub fn measure<M: Module, B>(
         }
         let (_, grads) = gradient(&mut at, &mut task, plan)?;
         at.model = at.optimizer.step(plan.optimizer.lr, at.model, grads);
-        if let Some(ema) = &mut at.ema {
-            ema.update(&at.model, step);
-        }
+        at.ema = at.ema.map(|ema| ema.update(&at.model, step));
         at.state.step += 1;
     }
     let seconds_per_step = began.elapsed().as_secs_f64() / STEPS as f64;

@@ -1,14 +1,18 @@
 //! From an [`OptimizerSpec`] to Burn's optimiser, with its parameter groups.
+//!
+//! Burn keeps the state of each parameter and saves it; the rules themselves ([`rules`]) are our
+//! one-pass kernels. Muon is Burn's own.
 
 use burn::module::{Module, ParamGroup};
 use burn::optim::decay::WeightDecayConfig;
 use burn::optim::momentum::MomentumConfig;
-use burn::optim::{
-    AdamConfig, AdamW, AdamWConfig, AdjustLrFn, ModuleOptimizer, MuonConfig, Optimizer,
-    RmsPropConfig, SgdConfig,
-};
+use burn::optim::{AdjustLrFn, ModuleOptimizer, MuonConfig, Optimizer};
 
 use crate::parameters::{Parameter, parameters};
+use rules::{Adam, RmsProp, Sgd};
+
+mod rules;
+
 use crate::spec::{DecayOn, OptimizerKind, OptimizerSpec};
 
 /// The optimiser of `spec` for `model`.
@@ -19,15 +23,18 @@ use crate::spec::{DecayOn, OptimizerKind, OptimizerSpec};
 pub fn build<M: Module>(spec: &OptimizerSpec, model: &M) -> ModuleOptimizer {
     let all = parameters(model);
     match spec.kind {
-        OptimizerKind::AdamW => grouped(spec, &all, |decay| adamw(spec, decay)),
-        OptimizerKind::Adam => grouped(spec, &all, |decay| {
-            adam(spec).with_weight_decay(decayed(decay)).build()
+        OptimizerKind::AdamW => grouped(spec, &all, |decay| adam(spec, decay, true)),
+        OptimizerKind::Adam => grouped(spec, &all, |decay| adam(spec, decay, false)),
+        OptimizerKind::Sgd => grouped(spec, &all, |decay| Sgd {
+            momentum: spec.momentum.unwrap_or(0.0).into(),
+            nesterov: spec.nesterov.unwrap_or(false),
+            weight_decay: decay.into(),
         }),
-        OptimizerKind::Sgd => grouped(spec, &all, |decay| {
-            sgd(spec).with_weight_decay(decayed(decay)).build()
-        }),
-        OptimizerKind::RmsProp => grouped(spec, &all, |decay| {
-            rmsprop(spec).with_weight_decay(decayed(decay)).build()
+        OptimizerKind::RmsProp => grouped(spec, &all, |decay| RmsProp {
+            alpha: spec.alpha.unwrap_or(0.99).into(),
+            eps: eps(spec),
+            momentum: spec.momentum.unwrap_or(0.0).into(),
+            weight_decay: decay.into(),
         }),
         OptimizerKind::Muon => muon(spec, &all),
     }
@@ -63,7 +70,7 @@ fn muon(spec: &OptimizerSpec, all: &[Parameter]) -> ModuleOptimizer {
             .with_weight_decay(decayed(decay))
             .build()
     };
-    let rest = grouped(spec, all, |decay| adamw(spec, decay));
+    let rest = grouped(spec, all, |decay| adam(spec, decay, true));
     // Every choice of `decay` includes the hidden matrices.
     match paths(all, Parameter::is_hidden_matrix) {
         hidden if hidden.is_empty() => rest,
@@ -75,49 +82,17 @@ fn muon(spec: &OptimizerSpec, all: &[Parameter]) -> ModuleOptimizer {
     }
 }
 
-fn adamw(spec: &OptimizerSpec, decay: f32) -> AdamW {
-    let [beta_1, beta_2] = betas(spec);
-    AdamWConfig::new()
-        .with_beta_1(beta_1)
-        .with_beta_2(beta_2)
-        .with_epsilon(eps(spec))
-        .with_weight_decay(decay)
-        .build()
+fn adam(spec: &OptimizerSpec, weight_decay: f32, decoupled: bool) -> Adam {
+    Adam {
+        betas: spec.betas.unwrap_or([0.9, 0.999]).map(f64::from),
+        eps: eps(spec),
+        weight_decay: weight_decay.into(),
+        decoupled,
+    }
 }
 
-fn adam(spec: &OptimizerSpec) -> AdamConfig {
-    let [beta_1, beta_2] = betas(spec);
-    AdamConfig::new()
-        .with_beta_1(beta_1)
-        .with_beta_2(beta_2)
-        .with_epsilon(eps(spec))
-}
-
-fn sgd(spec: &OptimizerSpec) -> SgdConfig {
-    let momentum = spec
-        .momentum
-        .filter(|momentum| *momentum > 0.0)
-        .map(|momentum| MomentumConfig {
-            momentum: momentum.into(),
-            dampening: 0.0,
-            nesterov: spec.nesterov.unwrap_or(false),
-        });
-    SgdConfig::new().with_momentum(momentum)
-}
-
-fn rmsprop(spec: &OptimizerSpec) -> RmsPropConfig {
-    RmsPropConfig::new()
-        .with_alpha(spec.alpha.unwrap_or(0.99))
-        .with_momentum(spec.momentum.unwrap_or(0.0))
-        .with_epsilon(eps(spec))
-}
-
-fn betas(spec: &OptimizerSpec) -> [f32; 2] {
-    spec.betas.unwrap_or([0.9, 0.999])
-}
-
-fn eps(spec: &OptimizerSpec) -> f32 {
-    spec.eps.unwrap_or(1e-8)
+fn eps(spec: &OptimizerSpec) -> f64 {
+    spec.eps.unwrap_or(1e-8).into()
 }
 
 fn decayed(penalty: f32) -> Option<WeightDecayConfig> {

@@ -44,6 +44,9 @@ pub(crate) enum Command {
     Tokenizer(TokenizerCommand),
     /// Run the handbook's experiments: claims that can fail.
     Lab(LabArgs),
+    /// Measure speed and memory, side by side with PyTorch where it is installed.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// List what there is.
     List(ListArgs),
     /// Show what this machine offers: cores, SIMD, memory, devices, folders, versions.
@@ -266,6 +269,104 @@ pub(crate) struct LabArgs {
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
     pub(crate) device: String,
+}
+
+/// `maquette bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Whole training steps of whole models.
+    #[command(
+        after_help = "Examples:\n  maquette bench train\n  maquette bench train gpt-baby unet32 --peers --python venv/bin/python\n  maquette bench train gpt-8k --peers=eager --precision bf16 --json\n\nOurs and the peers' steps alternate, each side in a process of its own; a ratio is the median over the\nrounds of the peer's time divided by ours. bench/README.md says what each suite is."
+    )]
+    Train(BenchTrainArgs),
+    /// One side of a suite, answering line by line; `bench train` starts it.
+    #[command(hide = true)]
+    Worker(BenchWorkerArgs),
+}
+
+/// Number formats of matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Precision {
+    /// 32-bit floats throughout.
+    F32,
+    /// Products of bf16 numbers summed in f32; weights, norms and losses in f32.
+    Bf16,
+}
+
+/// What ours is measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Peer {
+    /// PyTorch as it is.
+    Eager,
+    /// PyTorch through `torch.compile`.
+    Compile,
+    /// The same model without our kernels: every operator composed of Burn's own.
+    Burn,
+}
+
+/// `maquette bench train`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchTrainArgs {
+    /// The suites (default: all).
+    #[arg(value_enum)]
+    pub(crate) suites: Vec<SuiteName>,
+    /// Measure against these as well; all of them if none is named.
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_enum,
+        value_delimiter = ',',
+        num_args = 0..,
+        require_equals = true,
+        default_missing_value = "eager,compile,burn"
+    )]
+    pub(crate) peers: Vec<Peer>,
+    /// Number format of matrix products.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) precision: Precision,
+    /// The Python that has PyTorch.
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// Rounds; in each, every side takes one block of steps.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+    /// Length of a block, in seconds; at least one step is taken.
+    #[arg(long, value_name = "S", default_value_t = 1.0)]
+    pub(crate) seconds: f64,
+}
+
+/// The hidden `maquette bench worker`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchWorkerArgs {
+    /// The suite.
+    #[arg(value_enum)]
+    pub(crate) suite: SuiteName,
+    /// Number format of matrix products.
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) precision: Precision,
+    /// Without our kernels.
+    #[arg(long)]
+    pub(crate) composed: bool,
+}
+
+/// The suites of `maquette bench train`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum SuiteName {
+    /// nanoGPT's CPU setting: 4 layers, 4 heads, 128 wide, context 64, batch 12, vocabulary 65.
+    GptTiny,
+    /// 6 layers, 6 heads, 384 wide, context 256, batch 8, vocabulary 65, dropout 0.2.
+    GptBaby,
+    /// The same with a vocabulary of 8,192.
+    #[value(name = "gpt-8k")]
+    Gpt8k,
+    /// DCGAN of widths 64-128-256 on 32x32 images, batch 64: one step of each player.
+    Dcgan32,
+    /// U-Net of widths 64-128-128 on 32x32 images, batch 32.
+    Unet32,
+    /// PyTorch's example: 784-400-20, batch 128.
+    VaeMnist,
+    /// Two layers of 256 units over 64 characters, batch 32.
+    Lstm,
 }
 
 /// What `maquette list` lists.

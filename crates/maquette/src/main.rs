@@ -42,6 +42,7 @@ fn run(cli: Cli) -> miette::Result<()> {
         Command::Evaluate(args) => commands::evaluate::run(args, output),
         Command::Tokenizer(command) => commands::tokenizer::run(command, output),
         Command::Lab(args) => commands::lab::run(&args, output),
+        Command::Bench(command) => commands::bench::run(&command, cli.threads, output),
         Command::List(args) => commands::list::run(&args, output),
         Command::Doctor(args) => commands::doctor::run(&args, output),
         Command::Completions(args) => commands::completions::run(&args),
