@@ -10,8 +10,8 @@ use crate::rng::{Stream, rng};
 use crate::train::spec::OptimizerKind;
 use crate::train::{Batch, Metrics, OptimizerSpec, Task};
 
-const CLASSES: usize = 10;
-const STEPS: u64 = 600;
+const CLASSES: usize = 36;
+const STEPS: u64 = 1000;
 const BATCH: usize = 40;
 const NORM: Normalization = Normalization::Symmetric;
 
@@ -32,10 +32,10 @@ struct Sets {
 
 pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     let sets = Sets {
+        // All three in the same fonts: the gap is then overfitting alone, not a change of fonts.
         train: glyph_set(Split::Train, lab.seed, CLASSES, 5)?,
-        // From the fonts of the test set: early stopping has to watch what it is meant to help with.
-        validation: glyph_set(Split::Test, lab.seed + 1, CLASSES, 40)?,
-        test: glyph_set(Split::Test, lab.seed, CLASSES, 100)?,
+        validation: glyph_set(Split::Train, lab.seed + 1, CLASSES, 20)?,
+        test: glyph_set(Split::Train, lab.seed + 2, CLASSES, 50)?,
     };
     let shaken = Augment {
         shift: 2,
@@ -99,7 +99,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
             ));
         } else {
             let claim = format!("{name}: gap as a share of the gap with nothing");
-            claims.push(Claim::at_most(claim, gap / without, 0.95));
+            claims.push(Claim::at_most(claim, gap / without, 0.9));
         }
     }
     Ok(Outcome {

@@ -18,7 +18,19 @@ use output::Output;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// Stops the allocator from handing back what one step freed and the next asks for again: resident
+/// memory would rise and fall with the machine's load. `MIMALLOC_PURGE_DELAY` (milliseconds) still
+/// has its say.
+#[allow(unsafe_code)]
+fn keep_freed_memory() {
+    /// `mi_option_purge_delay` of mimalloc.h, which the bindings leave out.
+    const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+    // SAFETY: writes one number of the allocator's table of options, while there is one thread.
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY, -1) }
+}
+
 fn main() -> ExitCode {
+    keep_freed_memory();
     let matches = args::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     match run(cli) {
