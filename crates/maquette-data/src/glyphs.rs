@@ -319,7 +319,14 @@ mod tests {
             faces(split)
                 .iter()
                 .map(|data| Font::from_bytes(*data, FontSettings::default()).unwrap())
-                .map(|font| font.name().unwrap().split([' ', '-']).next().unwrap().into())
+                .map(|font| {
+                    font.name()
+                        .unwrap()
+                        .split([' ', '-'])
+                        .next()
+                        .unwrap()
+                        .into()
+                })
                 .collect()
         };
         let (train, test) = (families(Split::Train), families(Split::Test));

@@ -29,6 +29,12 @@ pub struct PointSet {
 }
 
 impl PointSet {
+    /// The largest coordinate, either way; 0 for no points.
+    pub fn reach(&self) -> f32 {
+        let coordinates = self.points.iter().flatten();
+        coordinates.fold(0.0, |most, x| x.abs().max(most))
+    }
+
     /// How many points.
     pub fn len(&self) -> usize {
         self.points.len()

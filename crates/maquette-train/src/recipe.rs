@@ -165,6 +165,18 @@ impl Source {
         self.at(&path, invalid.message, Some(invalid.help))
     }
 
+    /// What the library itself says of a whole section.
+    ///
+    /// # Errors
+    /// The section's, at its place.
+    pub fn check<E: std::fmt::Display>(
+        &self,
+        section: &str,
+        checked: Result<(), E>,
+    ) -> Result<(), RecipeError> {
+        checked.map_err(|error| self.at(section, error.to_string(), None))
+    }
+
     /// An error at the value of `path` (`section.key`), in the text or in an override.
     pub fn at(&self, path: &str, message: String, help: Option<String>) -> RecipeError {
         let covers = |key: &str| key == path || path.starts_with(&format!("{key}."));

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use assert_cmd::Command;
+use maquette::generate::image::{Picture, encode_png};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -108,6 +109,17 @@ impl Bench {
         }
     }
 
+    /// Leaves of a finished run of 12 steps what a kill after step 4 would have.
+    fn cut_after_the_first_checkpoint(&self, run: &str) {
+        let run = self.path(run);
+        for file in ["model.safetensors", "result.json", "report.html"] {
+            fs::remove_file(run.join(file)).unwrap();
+        }
+        for step in [8, 12] {
+            fs::remove_dir_all(run.join(format!("checkpoints/step-{step:08}"))).unwrap();
+        }
+    }
+
     fn weights(&self, run: &str) -> Vec<u8> {
         fs::read(self.path(run).join("model.safetensors")).unwrap()
     }
@@ -188,18 +200,7 @@ fn a_resumed_run_ends_in_the_same_bytes() {
     let bench = Bench::new();
     bench.run("train tiny.toml --out whole -q").succeeds();
     bench.run("train tiny.toml --out cut -q").succeeds();
-    // As if it had been killed after the first checkpoint.
-    for file in ["model.safetensors", "result.json", "report.html"] {
-        fs::remove_file(bench.path("cut").join(file)).unwrap();
-    }
-    for step in [8, 12] {
-        fs::remove_dir_all(
-            bench
-                .path("cut")
-                .join(format!("checkpoints/step-{step:08}")),
-        )
-        .unwrap();
-    }
+    bench.cut_after_the_first_checkpoint("cut");
     bench.run("train --resume cut -q").succeeds();
     assert_eq!(bench.weights("whole"), bench.weights("cut"));
     let lines = |run: &str| {
@@ -209,6 +210,48 @@ fn a_resumed_run_ends_in_the_same_bytes() {
             .count()
     };
     assert_eq!(lines("whole"), lines("cut"), "no record twice");
+}
+
+/// A folder of small pictures: `part/class/n.png`.
+fn picture_folder(bench: &Bench, folder: &str, parts: &[(&str, usize)]) {
+    for (part, count) in parts {
+        for i in 0..*count {
+            let class = ["dark", "light"][i % 2];
+            let pixels: Vec<u8> = (0..64)
+                .map(|at| (at * (i + 1) % 100 + i % 2 * 150) as u8)
+                .collect();
+            let picture = Picture::new(8, 8, 1, pixels).unwrap();
+            let picture = encode_png(&picture, &[]).unwrap();
+            bench.write(&format!("{folder}/{part}/{class}/{i}.png"), picture);
+        }
+    }
+}
+
+#[test]
+fn a_folder_of_pictures_is_streamed_and_resumed_where_it_was() {
+    let bench = Bench::new();
+    picture_folder(&bench, "pictures", &[("train", 60), ("test", 10)]);
+    let train = "train vae-mnist --data pictures --set data.streaming=true --set data.shuffle_buffer=16 \
+                 --set train.batch=8 --steps 12 --set train.checkpoint_every=4 -q";
+    bench.run(&format!("{train} --out whole")).succeeds();
+    bench.run(&format!("{train} --out cut")).succeeds();
+    bench.cut_after_the_first_checkpoint("cut");
+    bench.run("train --resume cut -q").succeeds();
+    assert_eq!(bench.weights("whole"), bench.weights("cut"));
+
+    // Classes are folders, and both parts must have the same.
+    fs::rename(
+        bench.path("pictures/test/light"),
+        bench.path("pictures/test/bright"),
+    )
+    .unwrap();
+    bench
+        .run(&format!("{train} --out other"))
+        .fails(1, &["other classes", "bright", "light"]);
+    fs::remove_dir_all(bench.path("pictures/test")).unwrap();
+    bench
+        .run(&format!("{train} --out none"))
+        .fails(1, &["test"]);
 }
 
 #[test]

@@ -340,16 +340,6 @@ impl Tokenizer {
         }
     }
 
-    /// A decoder that is fed one id at a time.
-    pub fn stream(&self) -> DecodeStream<'_> {
-        DecodeStream {
-            tokenizer: self,
-            ids: Vec::new(),
-            shown: 0,
-            waiting: 0,
-        }
-    }
-
     /// The id of a token as the vocabulary spells it.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         match &self.model {
@@ -420,42 +410,6 @@ impl Tokenizer {
             bytes_per_token,
             hash: self.hash()?,
         })
-    }
-}
-
-/// Decodes token by token and gives out text as soon as its characters are complete.
-#[derive(Debug)]
-pub struct DecodeStream<'a> {
-    tokenizer: &'a Tokenizer,
-    ids: Vec<u32>,
-    /// Bytes of the current window's text already given out.
-    shown: usize,
-    /// Ids taken in since then.
-    waiting: usize,
-}
-
-impl DecodeStream<'_> {
-    /// Adds one id; returns the text that became complete, which may be empty.
-    ///
-    /// # Errors
-    /// When the id is outside the vocabulary.
-    pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let text = self.tokenizer.decode_visible(&self.ids)?;
-        // U+FFFD at the end is a character whose bytes, at most four, have not all come yet.
-        if text.ends_with('\u{fffd}') && self.waiting < 3 {
-            self.waiting += 1;
-            return Ok(String::new());
-        }
-        self.waiting = 0;
-        let new = text.get(self.shown..).unwrap_or_default().to_owned();
-        self.shown = text.len();
-        // Decoders look back a little (spaces before words), never far: keep a short window.
-        if self.ids.len() >= 64 {
-            self.ids.drain(..self.ids.len() - 8);
-            self.shown = self.tokenizer.decode_visible(&self.ids)?.len();
-        }
-        Ok(new)
     }
 }
 

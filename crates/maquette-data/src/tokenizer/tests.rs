@@ -134,15 +134,6 @@ proptest! {
     }
 
     #[test]
-    fn a_stream_shows_what_decoding_shows(text in "[aé日🦀 ]{0,90}") {
-        for t in [&Tokenizer::byte(&[]), learned(TokenizerKind::Bpe)] {
-            let mut stream = t.stream();
-            let shown: String = t.encode(&text).unwrap().into_iter().map(|id| stream.push(id).unwrap()).collect();
-            prop_assert_eq!(shown, text.clone());
-        }
-    }
-
-    #[test]
     fn damaged_files_are_errors_not_panics(at in 0usize..4000, byte: u8) {
         let mut json = learned(TokenizerKind::WordPiece).to_json().unwrap().into_bytes();
         let at = at % json.len();

@@ -6,13 +6,12 @@ use burn::tensor::Device;
 use burn::tensor::activation::log_softmax;
 use maquette_data::Normalization;
 use maquette_models::classifier::{Classifier, ClassifierConfig};
-use maquette_models::store;
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::sections::{ImageData, Images};
-use super::{EvaluateJob, Job, Outcome, images, validate};
-use crate::files::write_atomic;
+use super::{EvaluateJob, Job, Outcome, images, test_metrics, validate, weights};
 use crate::spec::PublishedNumbers;
 use crate::{
     BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
@@ -60,9 +59,7 @@ impl ClassifierRecipe {
             n_classes: recipe.model.n_classes.max(1),
             ..recipe.model.clone()
         };
-        sized
-            .validate()
-            .map_err(|error| source.at("model", error.to_string(), None))?;
+        source.check("model", sized.validate())?;
         Ok(recipe)
     }
 }
@@ -74,11 +71,7 @@ impl ClassifierRecipe {
 pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 1. Recipe and data
     let mut recipe = ClassifierRecipe::parse(&job.source)?;
-    job.remember_data(&mut recipe.data.path);
-    job.say("reading the images");
-    let mut data = recipe
-        .data
-        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
+    let mut data = job.open_images(&mut recipe.data, &recipe.train)?;
     if data.train.labels.is_none() {
         return Err(TrainError::other(
             "a classifier needs labels: put each class in a sub-folder of its own",
@@ -126,17 +119,10 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
 
     // 4. Save, report
-    let config = serde_json::json!({ "architecture": "classifier", "model": recipe.model, "class_names": data.test.class_names });
-    write_atomic(
-        &run.dir().join("config.json"),
-        format!("{config:#}\n").as_bytes(),
-    )?;
-    store::save(
-        &fitted.model,
-        &run.dir().join("model.safetensors"),
-        &store::Metadata::default(),
-    )
-    .map_err(TrainError::other)?;
+    let config = json!({
+        "architecture": "classifier", "model": recipe.model, "class_names": data.test.class_names,
+    });
+    weights::save(&fitted.model, &config, run.dir())?;
     let metrics = test_metrics(&fitted.validation);
     Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
 }
@@ -147,10 +133,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 /// No weights, or no data.
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = ClassifierRecipe::parse(source)?;
-    let Images { test, .. } = recipe.data.open(
-        job.data.as_deref().or(recipe.data.path.as_deref()),
-        &recipe.train,
-    )?;
+    let Images { test, .. } = recipe.data.open(job.data.as_deref(), &recipe.train)?;
     let model = load(&recipe, &job.run, &job.device)?;
     let metrics = measure(&model, &test, &job.device).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
@@ -160,16 +143,9 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     Ok(evaluation)
 }
 
-fn test_metrics(metrics: &Metrics) -> Metrics {
-    metrics
-        .iter()
-        .map(|(name, value)| (format!("test_{name}"), *value))
-        .collect()
-}
-
 fn load(recipe: &ClassifierRecipe, dir: &Path, device: &Device) -> Result<Classifier, TrainError> {
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
-    store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)
+    weights::load(empty, dir)
 }
 
 fn measure(

@@ -10,17 +10,16 @@ use maquette_eval::neighbours::{copies, nearest};
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, guided, noise, sample};
 use maquette_models::diffusion::unet::{UNet, UNetConfig};
 use maquette_models::diffusion::{DiffusionConfig, drop_labels};
-use maquette_models::store;
 use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::judge::Judge;
 use super::pictures::{
     Draw, ImageRequest, Stamp, as_set, draw_all, labels, save as save_pictures, save_sheet,
 };
 use super::sections::{ImageData, Images};
-use super::{EvaluateJob, Job, Outcome, images, validate};
-use crate::files::write_atomic;
+use super::{EvaluateJob, Job, Outcome, images, validate, weights};
 use crate::spec::{Invalid, PublishedNumbers};
 use crate::{
     Evaluation, LoopSpec, OptimizerSpec, Plan, ScheduleSpec, Source, Task, TrainError, fit,
@@ -129,14 +128,8 @@ impl DiffusionRecipe {
             .data
             .validate()
             .map_err(|invalid| source.locate("data", invalid))?;
-        recipe
-            .model
-            .validate()
-            .map_err(|error| source.at("model", error.to_string(), None))?;
-        recipe
-            .diffusion
-            .validate()
-            .map_err(|error| source.at("diffusion", error.to_string(), None))?;
+        source.check("model", recipe.model.validate())?;
+        source.check("diffusion", recipe.diffusion.validate())?;
         if !(0.0..=1.0).contains(&recipe.label_dropout) {
             let error = Invalid::new("label_dropout", "must lie between 0 and 1", "0.1 is usual");
             return Err(source.locate("", error).into());
@@ -168,11 +161,7 @@ impl DiffusionRecipe {
 pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 1. Recipe and data
     let mut recipe = DiffusionRecipe::parse(&job.source)?;
-    job.remember_data(&mut recipe.data.path);
-    job.say("reading the images");
-    let mut data = recipe
-        .data
-        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
+    let mut data = job.open_images(&mut recipe.data, &recipe.train)?;
     let class_names = data.train.class_names.clone();
     recipe.model.image = images::shape(&data.train);
     recipe.model.n_classes = class_names.len();
@@ -262,10 +251,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = DiffusionRecipe::parse(source)?;
     (job.say)("reading the images");
-    let data = recipe.data.open(
-        job.data.as_deref().or(recipe.data.path.as_deref()),
-        &recipe.train,
-    )?;
+    let data = recipe.data.open(job.data.as_deref(), &recipe.train)?;
     let (model, class_names) = load(&recipe, &job.run, &job.device)?;
     let painter = Painter {
         recipe: &recipe,
@@ -370,16 +356,10 @@ fn save(
     class_names: &[String],
     dir: &Path,
 ) -> Result<(), TrainError> {
-    let config = serde_json::json!({
+    let config = json!({
         "architecture": "unet", "model": recipe.model, "diffusion": recipe.diffusion, "class_names": class_names,
     });
-    write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(
-        model,
-        &dir.join("model.safetensors"),
-        &store::Metadata::default(),
-    )
-    .map_err(TrainError::other)
+    weights::save(model, &config, dir)
 }
 
 /// The network and the names of its classes.
@@ -402,8 +382,7 @@ fn load(
             }
         })?;
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
-    let model = store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)?;
-    Ok((model, config.class_names))
+    Ok((weights::load(empty, dir)?, config.class_names))
 }
 
 /// Labels read back by a judge, and how near the samples are to the training images. Writes the samples

@@ -156,9 +156,7 @@ impl GptRecipe {
             vocab_size: recipe.model.vocab_size.max(1),
             ..recipe.model.clone()
         };
-        sized
-            .validate()
-            .map_err(|error| source.at("model", error.to_string(), None))?;
+        source.check("model", sized.validate())?;
         Ok(recipe)
     }
 }

@@ -13,6 +13,7 @@ pub mod pictures;
 pub mod points;
 pub mod sections;
 pub mod vae;
+mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -22,10 +23,11 @@ use burn::module::Module;
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
+use self::sections::{ImageData, Images};
 use crate::spec::Invalid;
 use crate::{
-    Control, Evaluation, Event, LoopSpec, OptimizerSpec, Place, Plan, RecipeError, Run, RunResult,
-    RunSpec, ScheduleSpec, Source, Task, TrainError, fit, recipe, run,
+    Control, Evaluation, Event, LoopSpec, Metrics, OptimizerSpec, Place, Plan, RecipeError, Run,
+    RunResult, RunSpec, ScheduleSpec, Source, Task, TrainError, fit, recipe, run,
 };
 
 /// The kinds of model that can be trained.
@@ -221,6 +223,17 @@ impl Job<'_> {
         self.data.as_deref().or(recipe)
     }
 
+    /// Opens the images of an image family, which from then on stand in its recipe.
+    pub(crate) fn open_images(
+        &mut self,
+        data: &mut ImageData,
+        train: &LoopSpec,
+    ) -> Result<Images, TrainError> {
+        self.remember_data(&mut data.path);
+        self.say("reading the images");
+        data.open(self.data.as_deref(), train)
+    }
+
     /// Writes `--data` into a new run's recipe, so that the run can be resumed and measured without it.
     /// A resumed run keeps what it has: the data's hash decides whether it is the same data.
     pub(crate) fn remember_data(&self, path: &mut Option<PathBuf>) {
@@ -295,6 +308,14 @@ pub(crate) fn validate(
     optimizer.validate().map_err(at("optimizer"))?;
     schedule.validate().map_err(at("schedule"))?;
     train.validate().map_err(at("train"))
+}
+
+/// The metrics of the last validation, under the names of a final measurement.
+fn test_metrics(metrics: &Metrics) -> Metrics {
+    metrics
+        .iter()
+        .map(|(name, value)| (format!("test_{name}"), *value))
+        .collect()
 }
 
 /// Memory of this process, in MiB; 0 where the system does not tell.

@@ -10,12 +10,12 @@ use maquette_eval::two_sample::{Points, sliced_wasserstein};
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, noise, sample};
 use maquette_models::diffusion::DiffusionConfig;
 use maquette_models::diffusion::mlp::{DenoiserMlp, DenoiserMlpConfig};
-use maquette_models::store;
 use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::generate::{GenerateJob, Made};
-use super::{EvaluateJob, Job, Outcome, validate};
+use super::{EvaluateJob, Job, Outcome, validate, weights};
 use crate::files::{create_folder, write_atomic};
 use crate::plot::{self, Frame, Series};
 use crate::spec::{Invalid, PublishedNumbers};
@@ -139,14 +139,8 @@ impl PointsRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        recipe
-            .model
-            .validate()
-            .map_err(|error| source.at("model", error.to_string(), None))?;
-        recipe
-            .diffusion
-            .validate()
-            .map_err(|error| source.at("diffusion", error.to_string(), None))?;
+        source.check("model", recipe.model.validate())?;
+        source.check("diffusion", recipe.diffusion.validate())?;
         if recipe.model.d_data != 2 || recipe.model.n_classes != 0 {
             let error = Invalid::new(
                 "d_data",
@@ -277,19 +271,15 @@ pub fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made>, Trai
 }
 
 fn save(model: &DenoiserMlp, recipe: &PointsRecipe, dir: &Path) -> Result<(), TrainError> {
-    let config = serde_json::json!({ "architecture": "denoiser-mlp", "model": recipe.model, "diffusion": recipe.diffusion });
-    write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(
-        model,
-        &dir.join("model.safetensors"),
-        &store::Metadata::default(),
-    )
-    .map_err(TrainError::other)
+    let config = json!({
+        "architecture": "denoiser-mlp", "model": recipe.model, "diffusion": recipe.diffusion,
+    });
+    weights::save(model, &config, dir)
 }
 
 fn load(recipe: &PointsRecipe, dir: &Path, device: &Device) -> Result<DenoiserMlp, TrainError> {
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
-    store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)
+    weights::load(empty, dir)
 }
 
 /// `count` points of the model.
@@ -301,10 +291,13 @@ pub fn draw(
     device: &Device,
 ) -> Result<Vec<[f32; 2]>, TrainError> {
     let diffusion = recipe.diffusion.init();
+    let data = &recipe.data;
+    let reach = data.source.points(data.count, recipe.train.seed).reach();
     let denoise = |x: Tensor<2>, t: usize| {
         let steps = vec![t; x.dims()[0]];
         let output = model.forward(x.clone(), diffusion.times(&steps, device), None);
-        diffusion.predict(output, x, diffusion.alpha_bar(t)).x0
+        let guess = diffusion.predict(output, x, diffusion.alpha_bar(t)).x0;
+        guess.clamp(-reach, reach)
     };
     let mut random = [rng(seed, Stream::Sample, 0)];
     let start = noise([count, 2], &mut random, device);

@@ -92,11 +92,12 @@ impl Images {
 }
 
 impl ImageData {
-    /// Opens the images for a loop; `path` is what `--data` gave, else the recipe's own.
+    /// Opens the images for a loop, from the path that `--data` gave, else from the recipe's own.
     ///
     /// # Errors
     /// No path where one is needed; files that are missing or damaged.
-    pub fn open(&self, path: Option<&Path>, train: &LoopSpec) -> Result<Images, TrainError> {
+    pub fn open(&self, given: Option<&Path>, train: &LoopSpec) -> Result<Images, TrainError> {
+        let path = given.or(self.path.as_deref());
         let mut images = match (self.source, self.streaming) {
             (ImageSource::Glyphs, _) => {
                 let config = self.glyphs.clone().unwrap_or_default();

@@ -5,15 +5,14 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::{ImageSet, Normalization};
 use maquette_eval::Estimate;
-use maquette_models::store;
 use maquette_models::vae::{Vae, VaeConfig};
 use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use super::pictures::{Draw, ImageRequest, draw_all, save_sheet};
 use super::sections::ImageData;
-use super::{EvaluateJob, Job, Outcome, images, validate};
-use crate::files::write_atomic;
+use super::{EvaluateJob, Job, Outcome, images, test_metrics, validate, weights};
 use crate::spec::PublishedNumbers;
 use crate::{
     BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
@@ -79,10 +78,7 @@ impl VaeRecipe {
             .data
             .validate()
             .map_err(|invalid| source.locate("data", invalid))?;
-        recipe
-            .model
-            .validate()
-            .map_err(|error| source.at("model", error.to_string(), None))?;
+        source.check("model", recipe.model.validate())?;
         Ok(recipe)
     }
 }
@@ -94,11 +90,7 @@ impl VaeRecipe {
 pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 1. Recipe and data
     let mut recipe = VaeRecipe::parse(&job.source)?;
-    job.remember_data(&mut recipe.data.path);
-    job.say("reading the images");
-    let mut data = recipe
-        .data
-        .open(job.data_path(recipe.data.path.as_deref()), &recipe.train)?;
+    let mut data = job.open_images(&mut recipe.data, &recipe.train)?;
     recipe.model.image = images::shape(&data.train);
     recipe.model.validate().map_err(TrainError::other)?;
     let sha256 = data.hash();
@@ -164,10 +156,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = VaeRecipe::parse(source)?;
     (job.say)("reading the images");
-    let data = recipe.data.open(
-        job.data.as_deref().or(recipe.data.path.as_deref()),
-        &recipe.train,
-    )?;
+    let data = recipe.data.open(job.data.as_deref(), &recipe.train)?;
     let model = load(&recipe, &job.run, &job.device)?;
     (job.say)("measuring");
     let elbo = measure(&model, &data.test, &recipe, &job.device).map_err(TrainError::Other)?;
@@ -261,26 +250,13 @@ fn samples(
 }
 
 fn save(model: &Vae, dir: &Path) -> Result<(), TrainError> {
-    let config = serde_json::json!({ "architecture": "vae", "model": model.config() });
-    write_atomic(&dir.join("config.json"), format!("{config:#}\n").as_bytes())?;
-    store::save(
-        model,
-        &dir.join("model.safetensors"),
-        &store::Metadata::default(),
-    )
-    .map_err(TrainError::other)
+    let config = json!({ "architecture": "vae", "model": model.config() });
+    weights::save(model, &config, dir)
 }
 
 fn load(recipe: &VaeRecipe, dir: &Path, device: &Device) -> Result<Vae, TrainError> {
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
-    store::load(empty, &dir.join("model.safetensors")).map_err(TrainError::other)
-}
-
-fn test_metrics(metrics: &Metrics) -> Metrics {
-    metrics
-        .iter()
-        .map(|(name, value)| (format!("test_{name}"), *value))
-        .collect()
+    weights::load(empty, dir)
 }
 
 /// The negative evidence bound and its two parts, nats per test image, one latent each.
