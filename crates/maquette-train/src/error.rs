@@ -40,6 +40,9 @@ pub enum TrainError {
         .0.display(), .0.display()
     )]
     FolderInUse(PathBuf),
+    /// Another process trains in the folder.
+    #[error("another process is training in {}; wait for it, or stop it (Ctrl-C saves)", .0.display())]
+    Busy(PathBuf),
     /// `--resume` names something that is not a run folder.
     #[error("{} is not a run folder: it has no recipe.toml", .0.display())]
     NotARun(PathBuf),

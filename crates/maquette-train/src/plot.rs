@@ -124,7 +124,16 @@ pub fn bars(frame: &Frame, labels: &[String], series: &[(String, Vec<f64>)]) -> 
         };
         let x_range = -0.5..labels.len().max(1) as f64 - 0.5;
         let mut chart = builder(canvas, frame).build_cartesian_2d(x_range, low..high)?;
-        mesh(&mut chart, frame, &name, labels.len() + 1)?;
+        let slot =
+            frame.size.0.saturating_sub(Y_LABELS + 3 * MARGIN) as usize / labels.len().max(1);
+        let longest = labels.iter().map(|label| label.chars().count()).max();
+        // Names that would run into each other are set smaller; a figure is about half as wide as high.
+        let size = if longest.unwrap_or(0) * 13 / 2 > slot {
+            10
+        } else {
+            12
+        };
+        mesh(&mut chart, frame, &name, (labels.len() + 1, size))?;
         let width = 0.8 / series.len().max(1) as f64;
         for (at, (name, values)) in series.iter().enumerate() {
             let colour = PALETTE[at % PALETTE.len()];
@@ -196,24 +205,35 @@ pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f6
             .x_desc(&frame.x)
             .y_desc(&frame.y)
             .draw()?;
-        let cells = values.iter().enumerate().flat_map(|(i, line)| {
-            line.iter()
-                .enumerate()
-                .filter(|(_, value)| value.is_finite())
-                .map(move |(j, value)| {
-                    let (x, y) = (j as f64, i as f64);
+        // Place, value, and how dark: from 0 at the lowest to 1 at the highest.
+        let cells = || {
+            values.iter().enumerate().flat_map(|(i, line)| {
+                let finite = line
+                    .iter()
+                    .enumerate()
+                    .filter(|(_, value)| value.is_finite());
+                finite.map(move |(j, &value)| {
                     let share = if high > low {
                         (value - low) / (high - low)
                     } else {
                         1.0
                     };
-                    Rectangle::new(
-                        [(x - 0.48, y - 0.48), (x + 0.48, y + 0.48)],
-                        PALETTE[0].mix(0.04 + 0.96 * share).filled(),
-                    )
+                    ((j as f64, i as f64), value, share)
                 })
-        });
-        chart.draw_series(cells)?;
+            })
+        };
+        chart.draw_series(cells().map(|((x, y), _, share)| {
+            Rectangle::new(
+                [(x - 0.48, y - 0.48), (x + 0.48, y + 0.48)],
+                PALETTE[0].mix(0.04 + 0.96 * share).filled(),
+            )
+        }))?;
+        let centred = Pos::new(HPos::Center, VPos::Center);
+        chart.draw_series(cells().map(|(place, value, share)| {
+            let colour = if share > 0.5 { WHITE } else { INK };
+            let style = (FONT, 11).into_font().color(&colour).pos(centred);
+            Text::new(short(value), place, style)
+        }))?;
         Ok(())
     })
 }
@@ -272,14 +292,17 @@ fn marks<'a, 'b: 'a, Y>(
 where
     Y: Ranged<ValueType = f64> + ValueFormatter<f64> + 'static,
 {
-    mesh(&mut chart, frame, &|x| number(*x), 8)?;
+    mesh(&mut chart, frame, &|x| number(*x), (8, 12))?;
+    let few = series.iter().map(|one| one.points.len()).sum::<usize>() <= 100;
+    let radius = if few { 4 } else { 2 };
     for (at, one) in series.iter().enumerate() {
         let colour = PALETTE[at % PALETTE.len()];
         let points = one.finite().filter(|point| !frame.log_y || point.1 > 0.0);
         let drawn = match mark {
             Mark::Line => chart.draw_series(LineSeries::new(points, colour.stroke_width(2)))?,
-            Mark::Dot => chart
-                .draw_series(points.map(|point| Circle::new(point, 2, colour.mix(0.6).filled())))?,
+            Mark::Dot => chart.draw_series(
+                points.map(|point| Circle::new(point, radius, colour.mix(0.6).filled())),
+            )?,
         };
         legend(drawn, &one.name, colour);
     }
@@ -312,7 +335,7 @@ fn mesh<'b, Y>(
     chart: &mut Chart<'_, 'b, Y>,
     frame: &Frame,
     name: &dyn Fn(&f64) -> String,
-    labels: usize,
+    (labels, size): (usize, i32),
 ) -> Drawn
 where
     Y: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -323,11 +346,15 @@ where
         .light_line_style(TRANSPARENT)
         .bold_line_style(INK.mix(0.12))
         .axis_style(INK.mix(0.5))
-        .label_style(ink(12))
+        .x_label_style(ink(size))
+        .y_label_style(ink(12))
         .axis_desc_style(ink(13))
         .x_labels(labels)
         .x_label_formatter(&|x| name(x))
-        .y_label_formatter(&|y| number(*y))
+        .y_label_formatter(&|y| match frame.log_y {
+            true => figures(*y),
+            false => number(*y),
+        })
         .x_desc(&frame.x)
         .y_desc(&frame.y)
         .draw()?;
@@ -466,8 +493,25 @@ fn padded(values: impl Iterator<Item = f64>) -> (f64, f64) {
 
 /// A tick label: at most four figures, powers of ten beyond.
 fn number(value: f64) -> String {
+    // On a linear axis so small a number is zero, missed by rounding.
+    figures(if value.abs() < 1e-12 { 0.0 } else { value })
+}
+
+/// At most three figures, for a cell.
+fn short(value: f64) -> String {
     let size = value.abs();
-    if value == 0.0 || size < 1e-12 {
+    match (0.01..1000.0).contains(&size) {
+        true => format!(
+            "{value:.*}",
+            (2 - size.log10().floor() as i32).clamp(0, 2) as usize
+        ),
+        false => number(value),
+    }
+}
+
+fn figures(value: f64) -> String {
+    let size = value.abs();
+    if size == 0.0 {
         return "0".into();
     }
     if !(1e-3..1e5).contains(&size) {
@@ -543,8 +587,14 @@ mod tests {
             (1234.0, "1234"),
             (0.00001, "1e-5"),
             (2.5e6, "2.5e6"),
+            (1e-17, "0"),
         ] {
             assert_eq!(number(value), text);
         }
+        assert_eq!(figures(1e-17), "1e-17", "on a logarithmic axis");
+        assert_eq!(
+            [0.25, 3.14159, 31.4159, 314.159].map(short),
+            ["0.25", "3.14", "31.4", "314"]
+        );
     }
 }

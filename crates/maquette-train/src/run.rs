@@ -12,7 +12,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -213,6 +213,8 @@ pub struct Run {
     checkpoint: Option<Checkpoint>,
     metrics: File,
     events: EventWriter,
+    /// Held while the run is open, released by the system however the process ends.
+    _lock: File,
 }
 
 impl Run {
@@ -244,6 +246,7 @@ impl Run {
                 dir.clone()
             }
         };
+        let lock = lock(&dir)?;
         remove_unfinished(&dir)?;
         remove_unfinished(&dir.join("checkpoints"))?;
         let checkpoint = Checkpoint::newest(&dir.join("checkpoints"))?;
@@ -259,6 +262,7 @@ impl Run {
             checkpoint,
             metrics,
             events,
+            _lock: lock,
         })
     }
 
@@ -408,6 +412,21 @@ fn same(dir: &Path, checkpoint: Option<&Checkpoint>, spec: &RunSpec<'_>) -> Resu
         });
     }
     Ok(())
+}
+
+/// Keeps a second process from writing into the same run. A file system that knows no locks does
+/// without.
+fn lock(dir: &Path) -> Result<File, TrainError> {
+    let path = dir.join(".lock");
+    let file = File::create(&path).map_err(|source| TrainError::Io {
+        action: "create",
+        path,
+        source,
+    })?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(TrainError::Busy(dir.into())),
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
 }
 
 /// Drops the records after step `done` (a resumed run takes those steps again) and reopens both

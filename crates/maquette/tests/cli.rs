@@ -367,6 +367,13 @@ fn runs_that_cannot_go_on() {
         .run("train --resume run --set optimizer.lr=0.5")
         .fails(1, &["optimizer.lr", "0.5"]);
 
+    let other = fs::File::create(bench.path("run/.lock")).unwrap();
+    other.lock().unwrap();
+    bench
+        .run("train --resume run")
+        .fails(1, &["another process", "run"]);
+    drop(other);
+
     let checkpoint = newest_checkpoint(&bench.path("run"));
     let file = fs::read_dir(&checkpoint)
         .unwrap()
