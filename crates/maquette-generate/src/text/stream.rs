@@ -33,9 +33,7 @@ impl<D: Fn(&[u32]) -> Result<String, GenerateError>> Characters<D> {
     pub(super) fn push(&mut self, id: u32) -> Result<String, GenerateError> {
         self.ids.push(id);
         let text = self.unread()?;
-        // A character has at most four bytes: what is not whole by then never will be.
-        let waiting = self.ids.len() - self.read;
-        if text.ends_with(char::REPLACEMENT_CHARACTER) && waiting < 4 {
+        if text.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
         self.context = self.read;
