@@ -13,8 +13,7 @@
 
 mod activation;
 mod attention;
-mod conv2d;
-mod correlate;
+mod conv;
 mod cross_entropy;
 mod dispatch;
 mod elementwise;
@@ -27,7 +26,7 @@ mod simd;
 
 pub use activation::{gelu_tanh, silu};
 pub use attention::{AttentionOptions, self_attention};
-pub use conv2d::conv2d;
+pub use conv::{conv_transpose2d, conv2d};
 pub use cross_entropy::cross_entropy;
 pub use dispatch::composed;
 pub use group_norm::{Activation, GroupNormOptions, group_norm};

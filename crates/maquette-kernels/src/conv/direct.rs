@@ -1,4 +1,4 @@
-//! 2-D convolution, its input gradient and its weight gradient as sums over taps.
+//! Convolution, its input gradient and its weight gradient as sums over taps, for every kernel.
 //!
 //! The image is copied once into a padded buffer, split into `stride x stride` phases so that
 //! neighbouring outputs read neighbouring numbers whatever the stride. Then
@@ -9,265 +9,15 @@
 //! 3. the weight gradient sums image times output gradient per tap, over fixed groups of images
 //!    whose partial sums are added in order.
 
-use burn::backend::autodiff::NodeId;
-use burn::backend::autodiff::checkpoint::base::Checkpointer;
-use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::backend::autodiff::grads::Gradients;
-use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::Tensor;
-use burn::tensor::ops::ConvOptions;
-use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::correlate::{Grid, SLACK, TAP_BLOCK, Taps, accumulate_outer, correlate, row_len};
-use crate::dispatch::{Optional, flex_tensor, is_flex_f32};
+use super::Geometry;
+use super::correlate::{Grid, SLACK, TAP_BLOCK, Taps, accumulate_outer, correlate, row_len};
 use crate::simd::Isa;
 
 /// Groups of images whose weight gradients are summed apart and then added in order. Fixed, so
 /// that the result does not depend on the number of threads.
 const WEIGHT_GROUPS: usize = 8;
-
-/// 2-D convolution (cross-correlation) with zero padding.
-///
-/// `out[n, o, y, x] = bias[o] + sum_{c,i,j} weight[o, c, i, j] * x[n, c, y*s + i - p, x*s + j - p]`
-///
-/// # Shapes
-/// - `x`: `[batch, channels_in, height, width]`
-/// - `weight`: `[channels_out, channels_in, kernel_height, kernel_width]`
-/// - `bias`: `[channels_out]`
-/// - output: `[batch, channels_out, (height + 2 p - kernel_height) / s + 1, (width + 2 p - kernel_width) / s + 1]`
-///   with stride `s` and padding `p` of that axis
-///
-/// # Panics
-/// If the channels of the arguments disagree, a stride is zero, or the kernel is larger than the
-/// padded image.
-pub fn conv2d(
-    x: Tensor<4>,
-    weight: Tensor<4>,
-    bias: Option<Tensor<1>>,
-    stride: [usize; 2],
-    padding: [usize; 2],
-) -> Tensor<4> {
-    let geometry = Geometry::new(x.dims(), weight.dims(), stride, padding);
-    if let Some(bias) = &bias {
-        let (given, expected) = (bias.dims()[0], geometry.channels_out);
-        assert_eq!(
-            given, expected,
-            "conv2d: one bias per output channel of the weight"
-        );
-    }
-    let fused = is_flex_f32(&x)
-        && is_flex_f32(&weight)
-        && bias.as_ref().is_none_or(is_flex_f32)
-        && geometry.is_not_empty();
-    if !fused {
-        let options = ConvOptions::new(stride, padding, [1, 1], 1);
-        return burn::tensor::module::conv2d(x, weight, bias, options);
-    }
-    let bias = match bias {
-        Some(bias) => Optional::Given(bias.into_dispatch()),
-        None => Optional::Absent,
-    };
-    let (x, weight) = (x.into_dispatch(), weight.into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_conv2d(x, weight, bias, geometry))
-}
-
-/// The sizes of one convolution.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Geometry {
-    batch: usize,
-    channels_in: usize,
-    channels_out: usize,
-    input: [usize; 2],
-    kernel: [usize; 2],
-    output: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
-}
-
-impl Geometry {
-    fn new(x: [usize; 4], weight: [usize; 4], stride: [usize; 2], padding: [usize; 2]) -> Self {
-        let [batch, channels_in, height, width] = x;
-        let [channels_out, weight_in, kernel_height, kernel_width] = weight;
-        assert_eq!(
-            channels_in, weight_in,
-            "conv2d: the input has {channels_in} channels, the weight expects {weight_in}"
-        );
-        assert!(
-            stride[0] > 0 && stride[1] > 0,
-            "conv2d: a stride must be at least 1"
-        );
-        let input = [height, width];
-        let kernel = [kernel_height, kernel_width];
-        let output = [0, 1].map(|axis| {
-            let padded = input[axis] + 2 * padding[axis];
-            assert!(
-                (1..=padded).contains(&kernel[axis]),
-                "conv2d: a kernel of {} does not fit the padded size {padded}; pad more",
-                kernel[axis],
-            );
-            (padded - kernel[axis]) / stride[axis] + 1
-        });
-        Self {
-            batch,
-            channels_in,
-            channels_out,
-            input,
-            kernel,
-            output,
-            stride,
-            padding,
-        }
-    }
-
-    fn is_not_empty(&self) -> bool {
-        self.batch * self.channels_in * self.channels_out * self.input[0] * self.input[1] > 0
-    }
-
-    fn input_shape(&self) -> [usize; 4] {
-        [self.batch, self.channels_in, self.input[0], self.input[1]]
-    }
-
-    fn weight_shape(&self) -> [usize; 4] {
-        [
-            self.channels_out,
-            self.channels_in,
-            self.kernel[0],
-            self.kernel[1],
-        ]
-    }
-
-    fn output_shape(&self) -> [usize; 4] {
-        [
-            self.batch,
-            self.channels_out,
-            self.output[0],
-            self.output[1],
-        ]
-    }
-
-    /// Numbers of one image, of one output image, and of the weights of one output channel.
-    fn lens(&self) -> (usize, usize, usize) {
-        (
-            self.channels_in * self.input[0] * self.input[1],
-            self.channels_out * self.output[0] * self.output[1],
-            self.channels_in * self.kernel[0] * self.kernel[1],
-        )
-    }
-}
-
-/// The convolution as Burn's dispatch sees it.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait FusedConv2d: Backend {
-    /// See [`conv2d`].
-    fn fused_conv2d(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        #[extension_type] bias: Optional<Self>,
-        geometry: Geometry,
-    ) -> FloatTensor<Self>;
-}
-
-impl FusedConv2d for Flex {
-    fn fused_conv2d(
-        x: FlexTensor,
-        weight: FlexTensor,
-        bias: Optional<Self>,
-        geometry: Geometry,
-    ) -> FlexTensor {
-        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
-        let bias = match bias {
-            Optional::Given(bias) => Some(bias.to_contiguous()),
-            Optional::Absent => None,
-        };
-        let out = forward(
-            Isa::detect(),
-            &geometry,
-            x.storage(),
-            weight.storage(),
-            bias.as_ref().map(FlexTensor::storage),
-        );
-        flex_tensor(out, &geometry.output_shape())
-    }
-}
-
-impl<C: CheckpointStrategy> FusedConv2d for Autodiff<Flex, C> {
-    fn fused_conv2d(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        bias: Optional<Self>,
-        geometry: Geometry,
-    ) -> FloatTensor<Self> {
-        // Two arms, because the number of parents is part of the type.
-        macro_rules! record {
-            ($nodes:expr, $bias:expr) => {
-                match Conv2dBackward
-                    .prepare::<C>($nodes)
-                    .compute_bound()
-                    .stateful()
-                {
-                    OpsKind::Tracked(mut prep) => {
-                        let state = (prep.checkpoint(&x), prep.checkpoint(&weight), geometry);
-                        let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                        prep.finish(state, Flex::fused_conv2d(x, weight, $bias, geometry))
-                    }
-                    OpsKind::UnTracked(prep) => {
-                        let (x, weight) = (x.into_primitive(), weight.into_primitive());
-                        prep.finish(Flex::fused_conv2d(x, weight, $bias, geometry))
-                    }
-                }
-            };
-        }
-        match bias {
-            Optional::Given(bias) => {
-                let nodes = [x.node(), weight.node(), bias.node()];
-                record!(nodes, Optional::Given(bias.into_primitive()))
-            }
-            Optional::Absent => record!([x.node(), weight.node()], Optional::Absent),
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Conv2dBackward;
-
-/// Parents are the input, the weight and, with three of them, the bias.
-impl<const PARENTS: usize> Backward<Flex, PARENTS> for Conv2dBackward {
-    type State = (NodeId, NodeId, Geometry);
-
-    fn backward(
-        self,
-        ops: Ops<Self::State, PARENTS>,
-        grads: &mut Gradients,
-        checkpointer: &mut Checkpointer,
-    ) {
-        let (x, weight, geometry) = ops.state;
-        let isa = Isa::detect();
-        let x = checkpointer.retrieve_node_output::<FlexTensor>(x);
-        let weight = checkpointer.retrieve_node_output::<FlexTensor>(weight);
-        let grad = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let grad = grad.storage();
-        for (parent, node) in ops.parents.into_iter().enumerate() {
-            let Some(node) = node else { continue };
-            let tensor = match parent {
-                0 => {
-                    let weight = weight.to_contiguous();
-                    let out = input_gradient(isa, &geometry, weight.storage(), grad);
-                    flex_tensor(out, &geometry.input_shape())
-                }
-                1 => {
-                    let x = x.to_contiguous();
-                    let out = weight_gradient(isa, &geometry, x.storage(), grad);
-                    flex_tensor(out, &geometry.weight_shape())
-                }
-                _ => flex_tensor(bias_gradient(&geometry, grad), &[geometry.channels_out]),
-            };
-            grads.register::<Flex>(node.id, tensor);
-        }
-    }
-}
 
 /// An image padded with zeros and split into phases: padded position `u = stride * v + phase` of
 /// an axis is at `v` in the plane of that phase. `[channel][phase][row][column]`, flat.
@@ -359,7 +109,7 @@ fn line(grid: Grid) -> usize {
     (grid.rows - 1) * grid.stride + grid.cols
 }
 
-fn forward(
+pub(super) fn forward(
     isa: Isa,
     geometry: &Geometry,
     x: &[f32],
@@ -566,7 +316,12 @@ impl<'a> InputPhase<'a> {
     }
 }
 
-fn input_gradient(isa: Isa, geometry: &Geometry, weight: &[f32], grad: &[f32]) -> Vec<f32> {
+pub(super) fn input_gradient(
+    isa: Isa,
+    geometry: &Geometry,
+    weight: &[f32],
+    grad: &[f32],
+) -> Vec<f32> {
     let (image_len, out_len, _) = geometry.lens();
     let axes = [PhaseAxis::all(geometry, 0), PhaseAxis::all(geometry, 1)];
     let bordered = Bordered::new(geometry, &axes);
@@ -599,7 +354,7 @@ fn input_gradient(isa: Isa, geometry: &Geometry, weight: &[f32], grad: &[f32]) -
     out
 }
 
-fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
+pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let (image_len, out_len, weight_len) = geometry.lens();
     let phases = Phases::new(geometry);
     let mut offsets = phases.offsets();
@@ -644,76 +399,6 @@ fn transpose_into(from: &[f32], cols: usize, to: &mut [f32], stride: usize) {
         for (col, to) in to.chunks_exact_mut(stride).enumerate() {
             for (row, to) in to[block * BLOCK..][..height].iter_mut().enumerate() {
                 *to = rows[row * cols + col];
-            }
-        }
-    }
-}
-
-fn bias_gradient(geometry: &Geometry, grad: &[f32]) -> Vec<f32> {
-    let (_, out_len, _) = geometry.lens();
-    let plane = geometry.output[0] * geometry.output[1];
-    (0..geometry.channels_out)
-        .into_par_iter()
-        .map(|channel| {
-            let images = grad.chunks_exact(out_len);
-            images
-                .map(|image| sum(&image[channel * plane..][..plane]))
-                .sum()
-        })
-        .collect()
-}
-
-/// A sum in sixteen interleaved parts, which the compiler can keep in vectors.
-fn sum(values: &[f32]) -> f32 {
-    let mut parts = [0.0; 16];
-    let chunks = values.chunks_exact(parts.len());
-    let rest: f32 = chunks.remainder().iter().sum();
-    for chunk in chunks {
-        parts
-            .iter_mut()
-            .zip(chunk)
-            .for_each(|(part, value)| *part += value);
-    }
-    parts.iter().sum::<f32>() + rest
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Output, input gradient and weight gradient.
-    fn all(isa: Isa, geometry: &Geometry) -> [Vec<f32>; 3] {
-        let numbers = |shape: [usize; 4]| -> Vec<f32> {
-            let len: usize = shape.iter().product();
-            (0..len)
-                .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
-                .collect()
-        };
-        let x = numbers(geometry.input_shape());
-        let weight = numbers(geometry.weight_shape());
-        let grad = numbers(geometry.output_shape());
-        [
-            forward(isa, geometry, &x, &weight, None),
-            input_gradient(isa, geometry, &weight, &grad),
-            weight_gradient(isa, geometry, &x, &grad),
-        ]
-    }
-
-    #[test]
-    fn every_instruction_set_gives_the_same() {
-        for channels_out in [1, 5, 17, 40, 70] {
-            for stride in [[1, 1], [2, 3]] {
-                let weight = [channels_out, 3, 3, 2];
-                let geometry = Geometry::new([2, 3, 9, 13], weight, stride, [1, 0]);
-                let expected = all(Isa::Portable, &geometry);
-                for isa in Isa::available() {
-                    let found = all(isa, &geometry);
-                    let pairs = found.iter().flatten().zip(expected.iter().flatten());
-                    for (found, expected) in pairs {
-                        let close = (found - expected).abs() <= 1e-4 * expected.abs().max(1.0);
-                        assert!(close, "{isa:?}: {found}, not {expected}");
-                    }
-                }
             }
         }
     }

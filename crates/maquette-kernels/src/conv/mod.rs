@@ -1,0 +1,204 @@
+//! 2-D convolution and its two gradients on flat slices, and the operators made of them.
+//!
+//! A transposed convolution is the input gradient of a convolution, so three functions serve both.
+//! Each picks its method by the sizes alone: a matrix product where the convolution is one
+//! ([`dense`]), minimal filtering where that saves work ([`winograd`]), sums over taps otherwise
+//! ([`direct`]).
+
+mod conv2d;
+mod conv_transpose2d;
+mod correlate;
+mod dense;
+mod direct;
+mod geometry;
+mod shared;
+mod winograd;
+
+use rayon::prelude::*;
+
+pub use self::conv_transpose2d::conv_transpose2d;
+pub use self::conv2d::conv2d;
+use self::geometry::Geometry;
+use crate::elementwise::{sum, vectorized};
+use crate::simd::Isa;
+
+/// How a convolution is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Method {
+    Pointwise,
+    WholeImage,
+    Winograd,
+    Direct,
+}
+
+impl Method {
+    fn of(geometry: &Geometry) -> Self {
+        if geometry.kernel == geometry.input && geometry.padding == [0, 0] {
+            Self::WholeImage
+        } else if geometry.kernel == [1, 1]
+            && geometry.stride == [1, 1]
+            && geometry.padding == [0, 0]
+        {
+            Self::Pointwise
+        } else if winograd::suits(geometry) {
+            Self::Winograd
+        } else {
+            Self::Direct
+        }
+    }
+}
+
+/// The convolution of `x`, with a bias per output channel if given.
+fn forward(geometry: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
+    let isa = Isa::detect();
+    let [_, _, rows, cols] = geometry.output_shape();
+    match Method::of(geometry) {
+        Method::Pointwise => with_bias(dense::pointwise(geometry, x, weight), bias, rows * cols),
+        Method::WholeImage => with_bias(dense::whole_image(geometry, x, weight), bias, 1),
+        Method::Winograd => winograd::forward(isa, geometry, x, weight, bias),
+        Method::Direct => direct::forward(isa, geometry, x, weight, bias),
+    }
+}
+
+/// The gradient of the input, or the transposed convolution of `grad`, to which a bias per channel
+/// of the input is added if given.
+fn input_gradient(
+    geometry: &Geometry,
+    weight: &[f32],
+    grad: &[f32],
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let isa = Isa::detect();
+    let out = match Method::of(geometry) {
+        Method::Winograd => return winograd::input_gradient(isa, geometry, weight, grad, bias),
+        Method::Pointwise => dense::pointwise_input_gradient(geometry, weight, grad),
+        Method::WholeImage => dense::whole_image_input_gradient(geometry, weight, grad),
+        Method::Direct => direct::input_gradient(isa, geometry, weight, grad),
+    };
+    with_bias(out, bias, geometry.input[0] * geometry.input[1])
+}
+
+/// The gradient of the weight.
+fn weight_gradient(geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
+    let isa = Isa::detect();
+    match Method::of(geometry) {
+        Method::Pointwise => dense::pointwise_weight_gradient(geometry, x, grad),
+        Method::WholeImage => dense::whole_image_weight_gradient(geometry, x, grad),
+        Method::Winograd => winograd::weight_gradient(isa, geometry, x, grad),
+        Method::Direct => direct::weight_gradient(isa, geometry, x, grad),
+    }
+}
+
+/// Adds a bias per channel to images of planes of `plane` numbers.
+fn with_bias(mut out: Vec<f32>, bias: Option<&[f32]>, plane: usize) -> Vec<f32> {
+    if let Some(bias) = bias {
+        out.par_chunks_mut(bias.len() * plane).for_each(|image| {
+            for (plane, bias) in image.chunks_exact_mut(plane).zip(bias) {
+                plane.iter_mut().for_each(|value| *value += bias);
+            }
+        });
+    }
+    out
+}
+
+/// Sums of each channel over images and positions: the gradient of a bias.
+fn channel_sums(values: &[f32], channels: usize, plane: usize) -> Vec<f32> {
+    vectorized! {
+        fn plane_sum(values: &[f32]) -> f32 {
+            sum(values.len(), |i| values[i])
+        }
+    }
+    let isa = Isa::detect();
+    let per_channel = |channel: usize| {
+        let images = values.chunks_exact(channels * plane);
+        images
+            .map(|image| plane_sum(isa, &image[channel * plane..][..plane]))
+            .sum()
+    };
+    (0..channels).into_par_iter().map(per_channel).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(shape: [usize; 4]) -> Vec<f32> {
+        let len: usize = shape.iter().product();
+        (0..len)
+            .map(|i| ((i * 37 % 101) as f32 - 50.0) / 50.0)
+            .collect()
+    }
+
+    /// Output, input gradient and weight gradient, of the sums over taps or by minimal filtering.
+    fn all(isa: Isa, geometry: &Geometry, fast: bool) -> [Vec<f32>; 3] {
+        let x = numbers(geometry.input_shape());
+        let weight = numbers(geometry.weight_shape());
+        let grad = numbers(geometry.output_shape());
+        if fast {
+            return [
+                winograd::forward(isa, geometry, &x, &weight, None),
+                winograd::input_gradient(isa, geometry, &weight, &grad, None),
+                winograd::weight_gradient(isa, geometry, &x, &grad),
+            ];
+        }
+        [
+            direct::forward(isa, geometry, &x, &weight, None),
+            direct::input_gradient(isa, geometry, &weight, &grad),
+            direct::weight_gradient(isa, geometry, &x, &grad),
+        ]
+    }
+
+    fn assert_close(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
+        for (found, expected) in found.iter().zip(expected) {
+            assert_eq!(found.len(), expected.len(), "{what}");
+            let largest = expected.iter().fold(1.0f32, |top, e| top.max(e.abs()));
+            for (found, expected) in found.iter().zip(expected) {
+                let close = (found - expected).abs() <= 2e-5 * largest;
+                assert!(close, "{what}: {found}, not {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same() {
+        for channels_out in [1, 5, 17, 40, 70] {
+            for stride in [[1, 1], [2, 3]] {
+                let weight = [channels_out, 3, 3, 2];
+                let geometry = Geometry::new([2, 3, 9, 13], weight, stride, [1, 0]);
+                let expected = all(Isa::Portable, &geometry, false);
+                for isa in Isa::available() {
+                    let found = all(isa, &geometry, false);
+                    assert_close(&found, &expected, &format!("{isa:?}"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn minimal_filtering_gives_the_same() {
+        // [batch, channels in, channels out, height, width, kernel, stride, padding]
+        for [batch, c_in, c_out, height, width, kernel, stride, padding] in [
+            [1, 1, 1, 4, 4, 3, 1, 1],
+            [3, 5, 17, 7, 9, 3, 1, 1],
+            [2, 33, 20, 14, 14, 3, 1, 0],
+            [2, 3, 4, 5, 18, 3, 1, 2],
+            [19, 8, 16, 8, 8, 4, 2, 1],
+            [2, 16, 70, 33, 30, 4, 2, 1],
+            [3, 7, 9, 11, 12, 3, 2, 1],
+            [1, 9, 100, 21, 40, 5, 2, 2],
+            [2, 4, 4, 10, 10, 2, 1, 0],
+        ] {
+            let geometry = Geometry::new(
+                [batch, c_in, height, width],
+                [c_out, c_in, kernel, kernel],
+                [stride; 2],
+                [padding; 2],
+            );
+            let expected = all(Isa::Portable, &geometry, false);
+            for isa in Isa::available() {
+                let found = all(isa, &geometry, true);
+                assert_close(&found, &expected, &format!("{isa:?} {geometry:?}"));
+            }
+        }
+    }
+}
