@@ -7,8 +7,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::Tensor;
-use burn::tensor::activation::sigmoid as burn_sigmoid;
+use burn::tensor::{Tensor, activation};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
@@ -22,7 +21,7 @@ use crate::simd::Isa;
 /// - input, output: any, the same
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if !is_flex_f32(&x) {
-        return x.clone() * burn_sigmoid(x);
+        return x.clone() * activation::sigmoid(x);
     }
     Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), Curve::Silu))
 }
@@ -39,12 +38,60 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     if !is_flex_f32(&x) {
         let square = x.clone() * x.clone();
         let inner = x.clone() * (square * CUBIC + LINEAR);
-        return x * burn_sigmoid(inner);
+        return x * activation::sigmoid(inner);
     }
     Tensor::from_dispatch(Dispatch::fused_activation(
         x.into_dispatch(),
         Curve::GeluTanh,
     ))
+}
+
+/// `max(x, 0)`.
+///
+/// # Shapes
+/// - input, output: any, the same
+pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    if !is_flex_f32(&x) {
+        return activation::relu(x);
+    }
+    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), Curve::Relu))
+}
+
+/// `x` where it is positive, `slope x` elsewhere (Maas et al. 2013).
+///
+/// # Shapes
+/// - input, output: any, the same
+pub fn leaky_relu<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
+    if !is_flex_f32(&x) {
+        return activation::leaky_relu(x, f64::from(slope));
+    }
+    let curve = Curve::LeakyRelu(slope);
+    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), curve))
+}
+
+/// What a normalisation applies after scale and shift, in the same pass over memory.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// `max(z, 0)`.
+    Relu,
+    /// `z` where it is positive, this times `z` elsewhere.
+    LeakyRelu(f32),
+    /// `z * sigmoid(z)`, also called swish.
+    Silu,
+}
+
+impl Activation {
+    /// The same of Burn's operators.
+    pub(crate) fn composed<const D: usize>(self, z: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Identity => z,
+            Self::Relu => activation::relu(z),
+            Self::LeakyRelu(slope) => activation::leaky_relu(z, f64::from(slope)),
+            Self::Silu => activation::silu(z),
+        }
+    }
 }
 
 /// `2 sqrt(2 / pi)`
@@ -55,6 +102,8 @@ const CUBIC: f32 = 0.044_715 * LINEAR;
 pub(crate) enum Curve {
     Silu,
     GeluTanh,
+    Relu,
+    LeakyRelu(f32),
 }
 
 /// The activations as Burn's dispatch sees them.
@@ -76,6 +125,8 @@ impl FusedActivation for Flex {
             .for_each(|(out, x)| match curve {
                 Curve::Silu => silu_forward(isa, x, out),
                 Curve::GeluTanh => gelu_forward(isa, x, out),
+                Curve::Relu => relu_forward(isa, x, out),
+                Curve::LeakyRelu(slope) => leaky_relu_forward(isa, slope, x, out),
             });
         flex_tensor(out, &shape)
     }
@@ -123,6 +174,8 @@ impl Backward<Flex, 1> for ActivationBackward {
         chunks.for_each(|(grad, x)| match curve {
             Curve::Silu => silu_backward(isa, x, grad),
             Curve::GeluTanh => gelu_backward(isa, x, grad),
+            Curve::Relu => leaky_relu_backward(isa, 0.0, x, grad),
+            Curve::LeakyRelu(slope) => leaky_relu_backward(isa, slope, x, grad),
         });
         grads.register::<Flex>(node.id, grad);
     }
@@ -159,6 +212,31 @@ vectorized! {
             let square = x * x;
             let s = sigmoid(x * (CUBIC * square + LINEAR));
             *grad *= s + x * s * (1.0 - s) * (3.0 * CUBIC * square + LINEAR);
+        }
+    }
+}
+
+vectorized! {
+    fn relu_forward(x: &[f32], out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            // A NaN stays one.
+            *out = if x < 0.0 { 0.0 } else { x };
+        }
+    }
+}
+
+vectorized! {
+    fn leaky_relu_forward(slope: f32, x: &[f32], out: &mut [f32]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = x * if x > 0.0 { 1.0 } else { slope };
+        }
+    }
+}
+
+vectorized! {
+    fn leaky_relu_backward(slope: f32, x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad *= if x > 0.0 { 1.0 } else { slope };
         }
     }
 }

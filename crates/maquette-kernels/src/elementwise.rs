@@ -12,9 +12,9 @@ pub(crate) const GRAIN: usize = 1 << 14;
 
 /// Defines a function that takes the instruction set first and is compiled for each of them.
 macro_rules! vectorized {
-    ($(#[$meta:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        fn $name(isa: $crate::simd::Isa, $($arg: $type),*) $(-> $ret)? {
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $type),*) $(-> $ret)? {
             #[inline(always)]
             fn body($($arg: $type),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]

@@ -9,24 +9,14 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
-use burn::tensor::{Tensor, activation};
+use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use crate::activation::Activation;
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
 use crate::elementwise::{sigmoid, sum, vectorized};
 use crate::simd::Isa;
-
-/// What [`group_norm`] applies after scale and shift.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// Nothing.
-    Identity,
-    /// `max(z, 0)`.
-    Relu,
-    /// `z * sigmoid(z)`, also called swish.
-    Silu,
-}
 
 /// The constants of one [`group_norm`].
 #[derive(Clone, Copy, Debug)]
@@ -104,11 +94,7 @@ fn composed(
         values.reshape([images, channels, 1, 1])
     };
     let x = x * per_channel(gamma) + per_channel(beta);
-    match options.activation {
-        Activation::Identity => x,
-        Activation::Relu => activation::relu(x),
-        Activation::Silu => activation::silu(x),
-    }
+    options.activation.composed(x)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,9 +128,9 @@ impl Geometry {
 
 /// Mean and inverse standard deviation of a group.
 #[derive(Clone, Copy, Debug)]
-struct Moments {
-    mean: f32,
-    scale: f32,
+pub(crate) struct Moments {
+    pub(crate) mean: f32,
+    pub(crate) scale: f32,
 }
 
 /// Group normalisation as Burn's dispatch sees it.
@@ -265,11 +251,7 @@ fn forward(
             let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
             for ((out, x), (gamma, beta)) in channels.zip(gamma.iter().zip(beta)) {
                 let line = Line::new(moments, *gamma, *beta);
-                match geometry.options.activation {
-                    Activation::Identity => apply(isa, line, x, out),
-                    Activation::Relu => apply_relu(isa, line, x, out),
-                    Activation::Silu => apply_silu(isa, line, x, out),
-                }
+                line.apply(isa, geometry.options.activation, x, out);
             }
             moments
         })
@@ -279,17 +261,43 @@ fn forward(
 
 /// `z = slope * x + offset`: normalisation, scale and shift of one channel in one.
 #[derive(Clone, Copy)]
-struct Line {
+pub(crate) struct Line {
     slope: f32,
     offset: f32,
 }
 
 impl Line {
-    fn new(moments: Moments, gamma: f32, beta: f32) -> Self {
+    pub(crate) fn new(moments: Moments, gamma: f32, beta: f32) -> Self {
         let slope = moments.scale * gamma;
         Self {
             slope,
             offset: beta - moments.mean * slope,
+        }
+    }
+
+    /// `out = activation(z)`
+    pub(crate) fn apply(self, isa: Isa, activation: Activation, x: &[f32], out: &mut [f32]) {
+        match activation {
+            Activation::Identity => apply(isa, self, x, out),
+            Activation::Relu => apply_relu(isa, self, x, out),
+            Activation::LeakyRelu(slope) => apply_leaky_relu(isa, self, slope, x, out),
+            Activation::Silu => apply_silu(isa, self, x, out),
+        }
+    }
+
+    /// Multiplies `grad` by the activation's derivative at `z`.
+    pub(crate) fn activation_gradient(
+        self,
+        isa: Isa,
+        activation: Activation,
+        x: &[f32],
+        grad: &mut [f32],
+    ) {
+        match activation {
+            Activation::Identity => {}
+            Activation::Relu => leaky_relu_gradient(isa, self, 0.0, x, grad),
+            Activation::LeakyRelu(slope) => leaky_relu_gradient(isa, self, slope, x, grad),
+            Activation::Silu => silu_gradient(isa, self, x, grad),
         }
     }
 }
@@ -317,6 +325,15 @@ vectorized! {
             let z = line.slope * x + line.offset;
             // A NaN stays one.
             *out = if z < 0.0 { 0.0 } else { z };
+        }
+    }
+}
+
+vectorized! {
+    fn apply_leaky_relu(line: Line, slope: f32, x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            let z = line.slope * x + line.offset;
+            *out = z * if z > 0.0 { 1.0 } else { slope };
         }
     }
 }
@@ -356,11 +373,7 @@ fn backward(
                 let range = channel * plane..(channel + 1) * plane;
                 let (grad, x) = (&mut grad[range.clone()], &x[range]);
                 let line = Line::new(*moments, gamma[channel], beta[channel]);
-                match geometry.options.activation {
-                    Activation::Identity => {}
-                    Activation::Relu => relu_gradient(isa, line, x, grad),
-                    Activation::Silu => silu_gradient(isa, line, x, grad),
-                }
+                line.activation_gradient(isa, geometry.options.activation, x, grad);
                 *sums = gradient_sums(isa, *moments, x, grad);
                 means[0] += gamma[channel] * sums[0] / len as f32;
                 means[1] += gamma[channel] * sums[1] / len as f32;
@@ -385,10 +398,10 @@ fn parameter_gradient(sums: &[[f32; 2]], which: usize, values: &[f32]) -> Vec<f3
 }
 
 vectorized! {
-    fn relu_gradient(line: Line, x: &[f32], grad: &mut [f32]) {
+    fn leaky_relu_gradient(line: Line, slope: f32, x: &[f32], grad: &mut [f32]) {
         for (grad, x) in grad.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
-            *grad = if z > 0.0 { *grad } else { 0.0 };
+            *grad *= if z > 0.0 { 1.0 } else { slope };
         }
     }
 }
@@ -404,7 +417,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn gradient_sums(moments: Moments, x: &[f32], grad: &[f32]) -> [f32; 2] {
+    pub(crate) fn gradient_sums(moments: Moments, x: &[f32], grad: &[f32]) -> [f32; 2] {
         let x = &x[..grad.len()];
         let plain = sum(grad.len(), |i| grad[i]);
         let weighted = sum(grad.len(), |i| grad[i] * (x[i] - moments.mean));
@@ -414,7 +427,7 @@ vectorized! {
 
 vectorized! {
     /// Turns the gradient before scale and shift into the input's, in place.
-    fn input_gradient(moments: Moments, gamma: f32, means: [f32; 2], x: &[f32], grad: &mut [f32]) {
+    pub(crate) fn input_gradient(moments: Moments, gamma: f32, means: [f32; 2], x: &[f32], grad: &mut [f32]) {
         let Moments { mean, scale } = moments;
         for (grad, x) in grad.iter_mut().zip(x) {
             let normalised = (x - mean) * scale;

@@ -13,6 +13,7 @@
 
 mod activation;
 mod attention;
+mod batch_norm;
 mod conv;
 mod cross_entropy;
 mod dispatch;
@@ -22,13 +23,15 @@ mod lstm;
 mod matrix;
 pub mod optimizer;
 mod row_norm;
+mod shared;
 mod simd;
 
-pub use activation::{gelu_tanh, silu};
+pub use activation::{Activation, gelu_tanh, leaky_relu, relu, silu};
 pub use attention::{AttentionOptions, self_attention};
+pub use batch_norm::{BatchNormOutput, batch_norm};
 pub use conv::{conv_transpose2d, conv2d};
 pub use cross_entropy::cross_entropy;
 pub use dispatch::composed;
-pub use group_norm::{Activation, GroupNormOptions, group_norm};
+pub use group_norm::{GroupNormOptions, group_norm};
 pub use lstm::lstm;
 pub use row_norm::{layer_norm, rms_norm};

@@ -23,6 +23,7 @@ fn plain(x: Tensor<4>, gamma: Tensor<2>, beta: Tensor<2>, options: GroupNormOpti
     match options.activation {
         Activation::Identity => z,
         Activation::Relu => activation::relu(z),
+        Activation::LeakyRelu(slope) => activation::leaky_relu(z, f64::from(slope)),
         Activation::Silu => z.clone() * activation::sigmoid(z),
     }
 }
@@ -61,7 +62,12 @@ fn agrees_with_the_definition() {
         ([2, 64, 28, 28], 32),
     ];
     for (shape, groups) in cases {
-        for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {
+        for activation in [
+            Activation::Identity,
+            Activation::Relu,
+            Activation::LeakyRelu(0.2),
+            Activation::Silu,
+        ] {
             let options = GroupNormOptions {
                 groups,
                 epsilon: 1e-5,

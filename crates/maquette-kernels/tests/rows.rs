@@ -1,8 +1,8 @@
 //! Activations, norms and the loss against the same built of Burn's operators.
 
-use burn::tensor::activation::{log_softmax, sigmoid};
+use burn::tensor::activation::{self, log_softmax, sigmoid};
 use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance};
-use maquette_kernels::{cross_entropy, gelu_tanh, layer_norm, rms_norm, silu};
+use maquette_kernels::{cross_entropy, gelu_tanh, layer_norm, leaky_relu, relu, rms_norm, silu};
 
 mod support;
 use support::tensor;
@@ -39,6 +39,10 @@ fn activations_agree_with_their_definitions() {
         assert_close(&curve(gelu_tanh, shape), &curve(plain_gelu, shape), "gelu");
         let plain = curve(|x| x.clone() * sigmoid(x), shape);
         assert_close(&curve(silu, shape), &plain, "silu");
+        let plain = curve(activation::relu, shape);
+        assert_close(&curve(relu, shape), &plain, "relu");
+        let plain = curve(|x| activation::leaky_relu(x, 0.2), shape);
+        assert_close(&curve(|x| leaky_relu(x, 0.2), shape), &plain, "leaky relu");
     }
 }
 

@@ -4,12 +4,13 @@
 use burn::{
     module::Module,
     nn::{Dropout, DropoutConfig, Linear, LinearConfig},
-    tensor::{Device, Int, Tensor, activation::relu},
+    tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
     Conv2d, Conv2dConfig, InitScheme, cross_entropy,
     init::initialise,
     norm::{Activation, GroupNorm},
+    relu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};

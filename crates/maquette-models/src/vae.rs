@@ -6,12 +6,9 @@ use std::f64::consts::PI;
 use burn::{
     module::Module,
     nn::{Linear, LinearConfig},
-    tensor::{
-        Device, Tensor, TensorData,
-        activation::{relu, sigmoid},
-    },
+    tensor::{Device, Tensor, TensorData, activation::sigmoid},
 };
-use maquette_nn::{Conv2d, Conv2dConfig, InitScheme, conv::upsample, init::initialise};
+use maquette_nn::{Conv2d, Conv2dConfig, InitScheme, conv::upsample, init::initialise, relu};
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
 

@@ -5,7 +5,7 @@ use burn::{
     nn::Initializer,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::conv2d;
+use maquette_kernels::{conv_transpose2d, conv2d};
 
 /// Configuration of a [`Conv2d`] with a square kernel.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,8 @@ pub struct Conv2dConfig {
     pub stride: usize,
     /// Zeros added on each side.
     pub padding: usize,
+    /// Whether each output channel has a number added; pointless before a norm.
+    pub bias: bool,
 }
 
 impl Conv2dConfig {
@@ -31,6 +33,7 @@ impl Conv2dConfig {
             kernel,
             stride: 1,
             padding: kernel / 2,
+            bias: true,
         }
     }
 
@@ -42,6 +45,7 @@ impl Conv2dConfig {
             kernel: 3,
             stride: 2,
             padding: 1,
+            bias: true,
         }
     }
 
@@ -50,11 +54,15 @@ impl Conv2dConfig {
         let shape = [self.d_out, self.d_in, self.kernel, self.kernel];
         Conv2d {
             weight: Initializer::Zeros.init(shape, device),
-            bias: Initializer::Zeros.init([self.d_out], device),
+            bias: zeros(self.bias, self.d_out, device),
             stride: self.stride,
             padding: self.padding,
         }
     }
+}
+
+fn zeros(wanted: bool, channels: usize, device: &Device) -> Option<Param<Tensor<1>>> {
+    wanted.then(|| Initializer::Zeros.init([channels], device))
 }
 
 /// A two-dimensional convolution with a square kernel.
@@ -63,7 +71,7 @@ pub struct Conv2d {
     /// `[d_out, d_in, kernel, kernel]`.
     pub weight: Param<Tensor<4>>,
     /// `[d_out]`.
-    pub bias: Param<Tensor<1>>,
+    pub bias: Option<Param<Tensor<1>>>,
     stride: usize,
     padding: usize,
 }
@@ -74,7 +82,72 @@ impl Conv2d {
     /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - kernel) / stride + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
         let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
-        conv2d(x, self.weight.val(), Some(self.bias.val()), stride, padding)
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        conv2d(x, self.weight.val(), bias, stride, padding)
+    }
+}
+
+/// Configuration of a [`ConvTranspose2d`] with a square kernel.
+#[derive(Debug, Clone, Copy)]
+pub struct ConvTranspose2dConfig {
+    /// Channels in.
+    pub d_in: usize,
+    /// Channels out.
+    pub d_out: usize,
+    /// Side of the kernel.
+    pub kernel: usize,
+    /// Step between the places where the kernel is laid down.
+    pub stride: usize,
+    /// Pixels cut off on each side.
+    pub padding: usize,
+    /// Whether each output channel has a number added; pointless before a norm.
+    pub bias: bool,
+}
+
+impl ConvTranspose2dConfig {
+    /// A 4x4 transposed convolution that doubles the size.
+    pub fn double(d_in: usize, d_out: usize) -> Self {
+        Self {
+            d_in,
+            d_out,
+            kernel: 4,
+            stride: 2,
+            padding: 1,
+            bias: true,
+        }
+    }
+
+    /// A transposed convolution; draw its weights with [`crate::init::initialise`].
+    pub fn init(&self, device: &Device) -> ConvTranspose2d {
+        let shape = [self.d_in, self.d_out, self.kernel, self.kernel];
+        ConvTranspose2d {
+            weight: Initializer::Zeros.init(shape, device),
+            bias: zeros(self.bias, self.d_out, device),
+            stride: self.stride,
+            padding: self.padding,
+        }
+    }
+}
+
+/// A two-dimensional transposed convolution with a square kernel.
+#[derive(Module, Debug)]
+pub struct ConvTranspose2d {
+    /// `[d_in, d_out, kernel, kernel]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[d_out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+    stride: usize,
+    padding: usize,
+}
+
+impl ConvTranspose2d {
+    /// # Shapes
+    /// - input: `[batch, d_in, height, width]`
+    /// - output: `[batch, d_out, height', width']`, `height' = (height - 1) stride - 2 padding + kernel`
+    pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        conv_transpose2d(x, self.weight.val(), bias, stride, padding)
     }
 }
 
@@ -144,10 +217,20 @@ mod tests {
         let config = Conv2dConfig::halve(1, 1);
         let mut conv = config.init(&Device::flex());
         conv.weight = Param::from_tensor(Tensor::ones([1, 1, 3, 3], &Device::flex()));
-        conv.bias = Param::from_tensor(Tensor::ones([1], &Device::flex()));
+        conv.bias = Some(Param::from_tensor(Tensor::ones([1], &Device::flex())));
         // Sums of the 2x2 corner windows of 1..9, plus the bias.
         let x = image(&[1., 2., 3., 4., 5., 6., 7., 8., 9.], [1, 1, 3, 3]);
         assert_eq!(values(conv.forward(x)), [13.0, 17.0, 25.0, 29.0]);
+    }
+
+    #[test]
+    fn transposed_convolution_by_hand() {
+        let mut conv = ConvTranspose2dConfig::double(1, 1).init(&Device::flex());
+        conv.weight = Param::from_tensor(Tensor::ones([1, 1, 4, 4], &Device::flex()));
+        // Each pixel is laid down as a 4x4 square; the border is cut off.
+        let x = image(&[1., 2.], [1, 1, 1, 2]);
+        let expected = [1., 3., 3., 2., 1., 3., 3., 2.];
+        assert_eq!(values(conv.forward(x)), expected);
     }
 
     #[test]

@@ -16,14 +16,14 @@ pub mod rope;
 pub mod spectral;
 pub mod time;
 
-pub use maquette_kernels::{cross_entropy, gelu_tanh, optimizer, silu};
+pub use maquette_kernels::{cross_entropy, gelu_tanh, leaky_relu, optimizer, relu, silu};
 
 pub use attention::{Attention, AttentionConfig, KvCache};
-pub use conv::{Conv2d, Conv2dConfig};
+pub use conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
 pub use ema::Ema;
 pub use init::InitScheme;
 pub use lstm::{Lstm, LstmConfig, LstmState};
 pub use mlp::{Mlp, MlpConfig, MlpKind};
-pub use norm::{Norm, NormConfig, NormKind};
+pub use norm::{BatchNorm, Norm, NormConfig, NormKind};
 pub use rope::Rope;
 pub use time::TimeEmbedding;

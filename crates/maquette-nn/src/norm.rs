@@ -1,11 +1,13 @@
-//! Layer, root-mean-square and group normalisation in one module.
+//! Layer, root-mean-square, group and batch normalisation in one module.
 
 use burn::{
-    module::{Module, Param},
+    module::{Module, Param, RunningState},
     nn::Initializer,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::{GroupNormOptions, group_norm, layer_norm, rms_norm};
+use maquette_kernels::{
+    GroupNormOptions, batch_norm, group_norm, layer_norm, leaky_relu, relu, rms_norm, silu,
+};
 use serde::{Deserialize, Serialize};
 
 pub use maquette_kernels::Activation;
@@ -138,6 +140,75 @@ impl GroupNorm {
     }
 }
 
+/// Normalises channels of an image over the batch (Ioffe & Szegedy 2015). On an autodiff device it
+/// takes the batch's statistics and updates their running means; elsewhere it takes those.
+#[derive(Module, Debug)]
+pub struct BatchNorm {
+    /// Gain, `[channels]`.
+    pub gamma: Param<Tensor<1>>,
+    /// Offset, `[channels]`.
+    pub beta: Param<Tensor<1>>,
+    /// Mean of the channels over the last batches, `[channels]`.
+    pub running_mean: RunningState<Tensor<1>>,
+    /// Variance of the channels over the last batches, `[channels]`.
+    pub running_var: RunningState<Tensor<1>>,
+}
+
+impl BatchNorm {
+    const EPSILON: f32 = 1e-5;
+    /// Share of a batch in the running statistics.
+    const MOMENTUM: f64 = 0.1;
+
+    /// A batch norm with gains of one and offsets of zero.
+    pub fn new(channels: usize, device: &Device) -> Self {
+        Self {
+            gamma: Initializer::Ones.init([channels], device),
+            beta: Initializer::Zeros.init([channels], device),
+            running_mean: RunningState::new(Tensor::zeros([channels], device)),
+            running_var: RunningState::new(Tensor::ones([channels], device)),
+        }
+    }
+
+    /// Normalises, scales, shifts, then applies `activation`.
+    ///
+    /// # Shapes
+    /// - input, output: `[batch, channels, height, width]`
+    pub fn forward(&self, x: Tensor<4>, activation: Activation) -> Tensor<4> {
+        let (gamma, beta, device) = (self.gamma.val(), self.beta.val(), x.device());
+        if !device.is_autodiff() {
+            let mean = self.running_mean.value().to_device(&device);
+            let variance = self.running_var.value().to_device(&device);
+            let slope = gamma / (variance + Self::EPSILON).sqrt();
+            let offset = beta - mean * slope.clone();
+            let spread = |values: Tensor<1>| values.reshape([1, -1, 1, 1]);
+            return activated(x * spread(slope) + spread(offset), activation);
+        }
+        let [batch, _, height, width] = x.dims();
+        let found = batch_norm(x, gamma, beta, Self::EPSILON, activation);
+        // Bessel's correction: the running variance estimates that of all images.
+        let count = (batch * height * width) as f64;
+        let variance = found.variance * (count / (count - 1.0).max(1.0));
+        for (state, value) in [
+            (&self.running_mean, found.mean),
+            (&self.running_var, variance),
+        ] {
+            let old = state.value_sync().to_device(&device);
+            let new = old * (1.0 - Self::MOMENTUM) + value * Self::MOMENTUM;
+            state.update(new.detach());
+        }
+        found.output
+    }
+}
+
+fn activated(z: Tensor<4>, activation: Activation) -> Tensor<4> {
+    match activation {
+        Activation::Identity => z,
+        Activation::Relu => relu(z),
+        Activation::LeakyRelu(slope) => leaky_relu(z, slope),
+        Activation::Silu => silu(z),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -189,6 +260,24 @@ mod tests {
         close(
             &y.into_data().try_to_vec::<f32>().unwrap(),
             &[-1.0, 1.0, -1.0, 1.0],
+        );
+    }
+
+    #[test]
+    fn batch_norm_by_hand() {
+        let device = Device::flex();
+        let norm = BatchNorm::new(1, &device.clone().autodiff());
+        // Mean 2; variance 1 of the batch, 2 of what it is a sample of.
+        let x = || Tensor::<4>::from_floats([[[[1.0]]], [[[3.0]]]], &device);
+        let y = norm.forward(x().autodiff(), Activation::LeakyRelu(0.5));
+        close(&y.into_data().try_to_vec::<f32>().unwrap(), &[-0.5, 1.0]);
+        // Running mean 0.2 and variance 1.1.
+        let norm = norm.valid();
+        let y = norm.forward(x(), Activation::Identity);
+        let s = (1.1f32 + 1e-5).sqrt();
+        close(
+            &y.into_data().try_to_vec::<f32>().unwrap(),
+            &[0.8 / s, 2.8 / s],
         );
     }
 }

@@ -3,8 +3,8 @@
 use rayon::prelude::*;
 
 use super::Geometry;
-use super::shared::Shared;
 use crate::matrix::{Into, Matrix, multiply};
+use crate::shared::Shared;
 
 /// Columns of one task.
 const COLUMNS: usize = 512;

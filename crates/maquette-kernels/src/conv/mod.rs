@@ -11,7 +11,6 @@ mod correlate;
 mod dense;
 mod direct;
 mod geometry;
-mod shared;
 mod winograd;
 
 use rayon::prelude::*;

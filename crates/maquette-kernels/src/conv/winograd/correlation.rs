@@ -11,7 +11,7 @@ use super::tiles::{Read, Tiles, Write};
 use super::transform::{self, OUTPUTS};
 use super::transpose::{WIDTH, transpose};
 use super::{SKEW, padded};
-use crate::conv::shared::Shared;
+use crate::shared::Shared;
 
 /// One correlation of the grid with its own transformed weights.
 pub(super) struct Pass {

@@ -9,7 +9,7 @@ use super::tiles::{Read, Tiles};
 use super::transform::{self, OUTPUTS};
 use super::weights::back_to_taps;
 use super::{Geometry, input_grid, taps};
-use crate::conv::shared::Shared;
+use crate::shared::Shared;
 use crate::simd::Isa;
 
 /// Parts of the batch whose sums are kept apart, each by a thread that keeps its tiles in its own

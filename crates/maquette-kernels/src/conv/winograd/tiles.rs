@@ -4,7 +4,7 @@ use super::SKEW;
 use super::cut::Cut;
 use super::transform::{MAX_SIDE, OUTPUTS, Stage, Tiling, entry};
 use super::transpose::WIDTH;
-use crate::conv::shared::Shared;
+use crate::shared::Shared;
 use crate::simd::Lanes;
 
 /// Transformed tiles, `[entry][tile][depth]`.

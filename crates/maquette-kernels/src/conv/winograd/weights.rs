@@ -7,7 +7,7 @@ use super::product::PANEL;
 use super::transform::{self, MAX_SIDE, MAX_TAPS, OUTPUTS, Stage, Tiling, entry};
 use super::transpose::{WIDTH, transpose};
 use super::{Geometry, SKEW, padded, taps};
-use crate::conv::shared::Shared;
+use crate::shared::Shared;
 use crate::simd::{Isa, Lanes};
 
 /// One of the short kernels that a strided kernel falls into.

@@ -2,13 +2,13 @@
 //! example, to be timed.
 
 use maquette::burn::module::Module;
-use maquette::burn::nn::conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
-use maquette::burn::nn::{BatchNorm, BatchNormConfig, PaddingConfig2d};
 use maquette::burn::optim::GradientsParams;
-use maquette::burn::tensor::activation::{leaky_relu, relu};
 use maquette::burn::tensor::{Device, Tensor, TensorData};
-use maquette::kernels::conv2d;
 use maquette::nn::init::{Fill, Slot, initialise};
+use maquette::nn::norm::Activation;
+use maquette::nn::{
+    BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, leaky_relu, relu,
+};
 use maquette::rng::{Stream, normal, rng, uniform};
 use maquette::train::OptimizerSpec;
 use maquette::train::spec::OptimizerKind;
@@ -29,17 +29,21 @@ struct Generator {
 
 impl Generator {
     fn new(device: &Device) -> Self {
-        let first = ConvTranspose2dConfig::new([LATENT, WIDTHS[0]], [4, 4]);
-        let doubles = WIDTHS.windows(2).map(|pair| {
-            ConvTranspose2dConfig::new([pair[0], pair[1]], [4, 4])
-                .with_stride([2, 2])
-                .with_padding([1, 1])
+        let doubles = WIDTHS.windows(2).map(|pair| ConvTranspose2dConfig {
+            bias: false,
+            ..ConvTranspose2dConfig::double(pair[0], pair[1])
         });
+        let first = ConvTranspose2dConfig {
+            d_in: LATENT,
+            d_out: WIDTHS[0],
+            kernel: 4,
+            stride: 1,
+            padding: 0,
+            bias: false,
+        };
         let convs = std::iter::once(first).chain(doubles);
         Self {
-            convs: convs
-                .map(|conv| conv.with_bias(false).init(device))
-                .collect(),
+            convs: convs.map(|conv| conv.init(device)).collect(),
             norms: norms(&WIDTHS[..3], device),
         }
     }
@@ -50,7 +54,7 @@ impl Generator {
         for (i, conv) in self.convs.iter().enumerate() {
             x = conv.forward(x);
             x = match self.norms.get(i) {
-                Some(norm) => relu(norm.forward(x)),
+                Some(norm) => norm.forward(x, Activation::Relu),
                 None => x.tanh(),
             };
         }
@@ -68,13 +72,15 @@ struct Discriminator {
 impl Discriminator {
     fn new(device: &Device) -> Self {
         let conv = |[d_in, d_out]: [usize; 2], stride, padding| {
-            Conv2dConfig::new([d_in, d_out], [4, 4])
-                .with_stride([stride; 2])
-                .with_padding(PaddingConfig2d::Explicit(
-                    padding, padding, padding, padding,
-                ))
-                .with_bias(false)
-                .init(device)
+            let config = Conv2dConfig {
+                d_in,
+                d_out,
+                kernel: 4,
+                stride,
+                padding,
+                bias: false,
+            };
+            config.init(device)
         };
         let halves = WIDTHS.windows(2).rev();
         let mut convs: Vec<_> = halves.map(|pair| conv([pair[1], pair[0]], 2, 1)).collect();
@@ -90,14 +96,12 @@ impl Discriminator {
         let last = self.convs.len() - 1;
         let mut x = x;
         for (i, conv) in self.convs.iter().enumerate() {
-            let padding = if i < last { 1 } else { 0 };
-            x = conv2d(x, conv.weight.val(), None, conv.stride, [padding; 2]);
+            x = conv.forward(x);
             // No norm on the first layer, nothing on the last.
-            if i > 0 && i < last {
-                x = self.norms[i - 1].forward(x);
-            }
-            if i < last {
+            if i == 0 {
                 x = leaky_relu(x, 0.2);
+            } else if i < last {
+                x = self.norms[i - 1].forward(x, Activation::LeakyRelu(0.2));
             }
         }
         x.flatten(0, 3)
@@ -105,7 +109,7 @@ impl Discriminator {
 }
 
 fn norms(channels: &[usize], device: &Device) -> Vec<BatchNorm> {
-    let norm = |channels: &usize| BatchNormConfig::new(*channels).init(device);
+    let norm = |channels: &usize| BatchNorm::new(*channels, device);
     channels.iter().map(norm).collect()
 }
 

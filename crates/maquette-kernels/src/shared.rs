@@ -2,7 +2,7 @@
 
 /// A slice of which each task writes its own floats, whichever they are.
 #[derive(Clone, Copy)]
-pub(super) struct Shared {
+pub(crate) struct Shared {
     data: *mut f32,
     len: usize,
 }
@@ -13,14 +13,14 @@ unsafe impl Send for Shared {}
 unsafe impl Sync for Shared {}
 
 impl Shared {
-    pub(super) fn new(values: &mut [f32]) -> Self {
+    pub(crate) fn new(values: &mut [f32]) -> Self {
         Self {
             data: values.as_mut_ptr(),
             len: values.len(),
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len
     }
 
@@ -28,9 +28,22 @@ impl Shared {
     ///
     /// # Panics
     /// If there is none.
-    pub(super) fn at(&self, index: usize) -> *mut f32 {
+    pub(crate) fn at(&self, index: usize) -> *mut f32 {
         assert!(index < self.len, "outside of the shared memory");
         // SAFETY: inside the memory.
         unsafe { self.data.add(index) }
+    }
+
+    /// `len` floats from `start` on.
+    ///
+    /// # Safety
+    /// The memory is alive for `'a`, and nobody else uses these floats meanwhile.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) unsafe fn part<'a>(self, start: usize, len: usize) -> &'a mut [f32] {
+        assert!(start + len <= self.len, "outside of the shared memory");
+        // SAFETY: inside the memory; the rest is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
     }
 }
