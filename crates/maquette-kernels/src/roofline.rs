@@ -38,8 +38,21 @@ pub fn peak_flops() -> f64 {
 }
 
 /// Bytes per second, read plus written, of a copy between arrays far larger than the caches, on
-/// all threads.
+/// all threads. Most machines also read what they are about to overwrite, which is not counted.
 pub fn copy_bandwidth() -> f64 {
+    bandwidth(2, |to, from| to.copy_from_slice(from))
+}
+
+/// Bytes per second, read plus written, of adding one such array to another in place.
+pub fn update_bandwidth() -> f64 {
+    bandwidth(3, |to, from| {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from;
+        }
+    })
+}
+
+fn bandwidth(streams: usize, pass: impl Fn(&mut [f32], &[f32]) + Sync) -> f64 {
     const LEN: usize = 1 << 25;
     const PART: usize = 1 << 16;
     let from = vec![1.0f32; LEN];
@@ -47,9 +60,9 @@ pub fn copy_bandwidth() -> f64 {
     best(|| {
         to.par_chunks_mut(PART)
             .zip(from.par_chunks(PART))
-            .for_each(|(to, from)| to.copy_from_slice(from));
+            .for_each(|(to, from)| pass(to, from));
         black_box(&to);
-        (2 * size_of::<f32>() * LEN) as f64
+        (streams * size_of::<f32>() * LEN) as f64
     })
 }
 
