@@ -22,6 +22,7 @@ mod group_norm;
 mod lstm;
 mod matrix;
 pub mod optimizer;
+pub mod roofline;
 mod row_norm;
 mod shared;
 mod simd;

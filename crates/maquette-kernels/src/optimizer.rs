@@ -10,7 +10,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
-use crate::elementwise::{GRAIN, sum, vectorized};
+use crate::elementwise::{GRAIN, PARTS, sum, vectorized};
 use crate::simd::Isa;
 
 /// The constants of one step of [`adam`].
@@ -542,6 +542,15 @@ vectorized! {
 
 vectorized! {
     fn square_sum_pass(x: &[f32]) -> f32 {
-        sum(x.len(), |i| x[i] * x[i])
+        // As many sums as cover the latency of an addition.
+        let mut sums = [0.0f32; 4 * PARTS];
+        let chunks = x.chunks_exact(4 * PARTS);
+        let rest = chunks.remainder();
+        for chunk in chunks {
+            for (sum, x) in sums.iter_mut().zip(chunk) {
+                *sum += x * x;
+            }
+        }
+        sum(sums.len(), |i| sums[i]) + sum(rest.len(), |i| rest[i] * rest[i])
     }
 }

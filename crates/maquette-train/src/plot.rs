@@ -593,7 +593,7 @@ mod tests {
         }
         assert_eq!(figures(1e-17), "1e-17", "on a logarithmic axis");
         assert_eq!(
-            [0.25, 3.14159, 31.4159, 314.159].map(short),
+            [0.25, 3.144, 31.44, 314.4].map(short),
             ["0.25", "3.14", "31.4", "314"]
         );
     }

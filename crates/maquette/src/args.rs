@@ -279,6 +279,11 @@ pub(crate) enum BenchCommand {
         after_help = "Examples:\n  maquette bench train\n  maquette bench train gpt-baby unet32 --peers --python venv/bin/python\n  maquette bench train gpt-8k --peers=eager --precision bf16 --json\n\nOurs and the peers' steps alternate, each side in a process of its own; a ratio is the median over the\nrounds of the peer's time divided by ours. bench/README.md says what each suite is."
     )]
     Train(BenchTrainArgs),
+    /// Single operators, against what the machine could do at most.
+    #[command(
+        after_help = "Examples:\n  maquette bench kernels\n  maquette bench kernels pictures --json"
+    )]
+    Kernels(BenchKernelsArgs),
     /// One side of a suite, answering line by line; `bench train` starts it.
     #[command(hide = true)]
     Worker(BenchWorkerArgs),
@@ -333,6 +338,28 @@ pub(crate) struct BenchTrainArgs {
     /// Length of a block, in seconds; at least one step is taken.
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub(crate) seconds: f64,
+}
+
+/// `maquette bench kernels`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchKernelsArgs {
+    /// The families (default: all).
+    #[arg(value_enum)]
+    pub(crate) families: Vec<Family>,
+    /// Runs of each kernel, with our code and without in turn; the fastest counts.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+}
+
+/// Families of kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Family {
+    /// Matrix products, attention, norms, activations, the loss.
+    Text,
+    /// Convolutions, group norm.
+    Pictures,
+    /// Optimisers, moving averages, the recurrence.
+    Training,
 }
 
 /// The hidden `maquette bench worker`.

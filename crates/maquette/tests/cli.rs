@@ -694,3 +694,17 @@ fn bench_measures_a_suite_and_goes_on_without_a_peer() {
         .run("bench train --seconds 0")
         .fails(2, &["--seconds"]);
 }
+
+#[test]
+fn bench_holds_kernels_against_the_machine() {
+    let ran = Bench::new()
+        .run("bench kernels training --rounds 1 --json")
+        .succeeds()
+        .json();
+    assert!(ran["peak_gflops"].as_f64().is_some_and(|peak| peak > 0.0));
+    let results = ran["results"].as_array().map_or(&[][..], Vec::as_slice);
+    assert!(results.len() > 3);
+    for result in results {
+        assert!(result["share"].as_f64().is_some_and(|share| share > 0.0));
+    }
+}

@@ -4,6 +4,8 @@ use super::{Lab, Topic};
 
 #[path = "../../../../handbook/17-diffusion/lab.rs"]
 mod diffusion;
+#[path = "../../../../handbook/41-eager-graph/lab.rs"]
+mod eager_graph;
 #[path = "../../../../handbook/48-gradient-clipping/lab.rs"]
 mod gradient_clipping;
 #[path = "../../../../handbook/04-kl-divergence/lab.rs"]
@@ -111,7 +113,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(38, "long-range", "Long-range dependence"),
     topic(39, "anomaly-detection", "Anomaly detection"),
     topic(40, "autoregressive", "Autoregressive models and the others"),
-    topic(41, "eager-graph", "Eager and graph execution"),
+    topic(41, "eager-graph", "Eager and graph execution").lab(eager_graph::run),
     topic(42, "deep-belief-network", "Deep belief networks"),
     topic(43, "gan-metrics", "Metrics for GANs"),
     topic(44, "transformer", "The transformer"),

@@ -1,6 +1,7 @@
 //! `maquette bench`: how fast, and how much memory, side by side with the peers.
 
 mod dcgan;
+mod kernels;
 mod side;
 mod suites;
 mod train;
@@ -20,6 +21,7 @@ pub(crate) fn run(
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             train::run(args, threads.map_or(cores, usize::from), output)
         }
+        BenchCommand::Kernels(args) => kernels::run(args, output),
         BenchCommand::Worker(args) => worker::run(args),
     }
 }

@@ -1,0 +1,127 @@
+//! What this machine could do at most, measured: the ceilings that `maquette bench kernels` holds
+//! the kernels against (Williams et al. 2009, "Roofline").
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use rayon::prelude::*;
+
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Isa, Lanes, Portable};
+
+/// Attempts of which the best counts.
+const ROUNDS: usize = 7;
+
+/// 32-bit multiplications and additions per second with everything in registers, on all threads.
+pub fn peak_flops() -> f64 {
+    const LOOPS: usize = 1 << 20;
+    let isa = Isa::detect();
+    let per_thread = (LOOPS * SUMS * 2 * isa.lanes()) as f64;
+    let threads = rayon::current_num_threads();
+    best(|| {
+        rayon::broadcast(|_| {
+            // SAFETY: `Isa` values other than `Portable` exist only where the instructions were
+            // detected.
+            black_box(unsafe {
+                match isa {
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx512 => spin_avx512(LOOPS),
+                    #[cfg(target_arch = "x86_64")]
+                    Isa::Avx2 => spin_avx2(LOOPS),
+                    Isa::Portable => spin::<Portable>(LOOPS),
+                }
+            })
+        });
+        per_thread * threads as f64
+    })
+}
+
+/// Bytes per second, read plus written, of a copy between arrays far larger than the caches, on
+/// all threads. Most machines also read what they are about to overwrite, which is not counted.
+pub fn copy_bandwidth() -> f64 {
+    bandwidth(2, |to, from| to.copy_from_slice(from))
+}
+
+/// Bytes per second, read plus written, of adding one such array to another in place.
+pub fn update_bandwidth() -> f64 {
+    bandwidth(3, |to, from| {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to += from;
+        }
+    })
+}
+
+fn bandwidth(streams: usize, pass: impl Fn(&mut [f32], &[f32]) + Sync) -> f64 {
+    const LEN: usize = 1 << 25;
+    const PART: usize = 1 << 16;
+    let from = vec![1.0f32; LEN];
+    let mut to = vec![0.0f32; LEN];
+    best(|| {
+        to.par_chunks_mut(PART)
+            .zip(from.par_chunks(PART))
+            .for_each(|(to, from)| pass(to, from));
+        black_box(&to);
+        (streams * size_of::<f32>() * LEN) as f64
+    })
+}
+
+/// The highest rate of `work`, which gives its amount.
+fn best(mut work: impl FnMut() -> f64) -> f64 {
+    let rate = |_| {
+        let began = Instant::now();
+        let amount = work();
+        amount / began.elapsed().as_secs_f64()
+    };
+    (0..ROUNDS).map(rate).fold(0.0, f64::max)
+}
+
+/// Sums that do not wait for each other: more than any machine's latency times its width.
+const SUMS: usize = 12;
+
+/// # Safety
+/// The machine has the instructions of `L`.
+#[inline(always)]
+unsafe fn spin<L: Lanes>(loops: usize) -> f32 {
+    // SAFETY: the caller's; `last` has room for a vector of any width.
+    unsafe {
+        let (a, b) = (L::splat(black_box(0.999_999)), L::splat(black_box(1e-9)));
+        let mut sums = [L::splat(1.0); SUMS];
+        for _ in 0..loops {
+            for sum in &mut sums {
+                *sum = L::mul_add(*sum, a, b);
+            }
+        }
+        let mut last = [0.0f32; 16];
+        let mut total = 0.0;
+        for sum in sums {
+            L::store(last.as_mut_ptr(), sum);
+            total += last[0];
+        }
+        total
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn spin_avx512(loops: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe { spin::<Avx512>(loops) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn spin_avx2(loops: usize) -> f32 {
+    // SAFETY: the caller's.
+    unsafe { spin::<Avx2>(loops) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ceilings_are_positive() {
+        assert!(peak_flops() > 1e6);
+    }
+}
