@@ -1,105 +1,20 @@
 //! The loop for models with one loss.
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Device;
 use maquette_models::nn::ema::Ema;
 use maquette_rng::{Stream, seed_for};
 
 use crate::checkpoint::{self, Course, Exact, LoopState, Snapshot};
 use crate::penalty::Penalty;
+use crate::progress::{Clock, Control, Event};
 use crate::spec::{LoopSpec, OptimizerSpec, ScheduleSpec};
+use crate::task::Task;
 use crate::{BoxError, Metrics, Phase, Run, TrainError, clip, optimizer, schedule};
-
-/// One micro-batch.
-pub struct Batch<B> {
-    /// What the loss takes.
-    pub data: B,
-    /// Where the stream it came from stands after it; none when batches are a function of their
-    /// index.
-    pub stream: Option<serde_json::Value>,
-}
-
-impl<B> From<B> for Batch<B> {
-    fn from(data: B) -> Self {
-        Self { data, stream: None }
-    }
-}
-
-/// A loss with the parts it is the sum of.
-pub struct Loss {
-    /// What is minimised, one number, in nats.
-    pub total: Tensor<1>,
-    /// Further numbers to log.
-    pub parts: Vec<(&'static str, Tensor<1>)>,
-}
-
-impl From<Tensor<1>> for Loss {
-    fn from(total: Tensor<1>) -> Self {
-        Self {
-            total,
-            parts: Vec::new(),
-        }
-    }
-}
-
-type BatchFn<'a, B> = Box<dyn FnMut(u64) -> Result<Batch<B>, BoxError> + 'a>;
-type LossFn<'a, M, B> = Box<dyn FnMut(&M, B, u64) -> Loss + 'a>;
-type ValidateFn<'a, M> = Box<dyn FnMut(&M) -> Result<Metrics, BoxError> + 'a>;
-type SampleFn<'a, M> = Box<dyn FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a>;
-
-/// What a recipe gives the loop: where batches come from and what is done with them.
-pub struct Task<'a, M, B> {
-    batch: BatchFn<'a, B>,
-    loss: LossFn<'a, M, B>,
-    validate: Option<ValidateFn<'a, M>>,
-    sample: Option<SampleFn<'a, M>>,
-    items: (f64, &'static str),
-}
-
-impl<'a, M, B> Task<'a, M, B> {
-    /// `batch(i)` gives the `i`-th micro-batch of the run (step times accumulation); a run that is
-    /// resumed begins at a later one. `loss(model, batch, i)` must draw its randomness from `i`;
-    /// the backend's own generator (dropout) is seeded by the loop.
-    pub fn new(
-        batch: impl FnMut(u64) -> Result<Batch<B>, BoxError> + 'a,
-        loss: impl FnMut(&M, B, u64) -> Loss + 'a,
-    ) -> Self {
-        Self {
-            batch: Box::new(batch),
-            loss: Box::new(loss),
-            validate: None,
-            sample: None,
-            items: (0.0, "examples"),
-        }
-    }
-
-    /// Metrics of the model (without gradients; the moving average if there is one) on held-out
-    /// data. `loss` among them is what early stopping watches.
-    pub fn validate(mut self, validate: impl FnMut(&M) -> Result<Metrics, BoxError> + 'a) -> Self {
-        self.validate = Some(Box::new(validate));
-        self
-    }
-
-    /// Writes samples of the model after `step` into a folder.
-    pub fn sample(
-        mut self,
-        sample: impl FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a,
-    ) -> Self {
-        self.sample = Some(Box::new(sample));
-        self
-    }
-
-    /// How many items one micro-batch holds, and what they are called: `768.0, "tokens"`.
-    pub fn counting(mut self, items: f64, unit: &'static str) -> Self {
-        self.items = (items, unit);
-        self
-    }
-}
 
 /// The three sections of a recipe that the loop follows, and the device (with autodiff).
 pub struct Plan<'a> {
@@ -113,70 +28,6 @@ pub struct Plan<'a> {
     pub steps: u64,
     /// Where the model lives.
     pub device: &'a Device,
-}
-
-/// How the caller watches the loop and stops it.
-pub struct Control<'a> {
-    /// Set (by Ctrl-C) to save a checkpoint and return.
-    pub stop: &'a AtomicBool,
-    /// Called on every event.
-    pub on_event: &'a mut dyn FnMut(Event<'_>),
-}
-
-/// What happens in the loop.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// The loop begins, or continues after `step` steps.
-    Started {
-        /// Steps already done.
-        step: u64,
-        /// Parameters of the model.
-        parameters: usize,
-    },
-    /// A step was taken.
-    Step(Progress),
-    /// The model was validated.
-    Validated {
-        /// Steps done.
-        step: u64,
-        /// The metrics.
-        metrics: &'a Metrics,
-    },
-    /// Samples were written.
-    Sampled {
-        /// Steps done.
-        step: u64,
-        /// Their folder.
-        path: &'a Path,
-    },
-    /// A checkpoint was written.
-    Saved {
-        /// Steps done.
-        step: u64,
-        /// Its folder.
-        path: &'a Path,
-    },
-    /// Something outside the loop takes a while: reading data, measuring.
-    Doing(&'a str),
-}
-
-/// The live line.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
-    /// Steps done.
-    pub step: u64,
-    /// Steps in all.
-    pub total: u64,
-    /// The training loss of this step.
-    pub loss: f64,
-    /// The learning rate of this step.
-    pub lr: f64,
-    /// Items per second in this sitting.
-    pub rate: f64,
-    /// What the items are.
-    pub unit: &'static str,
-    /// Time left at this rate.
-    pub left: Duration,
 }
 
 /// Why a finished loop ended.
@@ -581,54 +432,5 @@ fn failed(doing: &'static str, step: u64) -> impl FnOnce(BoxError) -> TrainError
         doing,
         step,
         source,
-    }
-}
-
-/// Rate and time left, measured over this sitting.
-struct Clock {
-    began: Instant,
-    first_step: u64,
-    seconds_before: f64,
-    total: u64,
-    items_per_step: f64,
-    unit: &'static str,
-}
-
-impl Clock {
-    fn start(state: &LoopState, plan: &Plan<'_>, (items, unit): (f64, &'static str)) -> Self {
-        let train = plan.train;
-        // Without a count from the recipe, items are examples.
-        let items = if items > 0.0 {
-            items
-        } else {
-            train.batch as f64
-        };
-        Self {
-            began: Instant::now(),
-            first_step: state.step,
-            seconds_before: state.seconds,
-            total: plan.steps,
-            items_per_step: items * train.grad_accumulation as f64,
-            unit,
-        }
-    }
-
-    fn seconds(&self) -> f64 {
-        self.seconds_before + self.began.elapsed().as_secs_f64()
-    }
-
-    fn progress(&self, step: u64, loss: f64, lr: f64) -> Progress {
-        let elapsed = self.began.elapsed().as_secs_f64().max(1e-9);
-        let per_second = (step - self.first_step) as f64 / elapsed;
-        Progress {
-            step,
-            total: self.total,
-            loss,
-            lr,
-            rate: per_second * self.items_per_step,
-            unit: self.unit,
-            left: Duration::try_from_secs_f64(self.total.saturating_sub(step) as f64 / per_second)
-                .unwrap_or(Duration::MAX),
-        }
     }
 }
