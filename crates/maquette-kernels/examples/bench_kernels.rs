@@ -154,11 +154,7 @@ fn bench_transformer([batch, seq, d_model, n_heads, classes]: [usize; 5]) {
         },
     );
     let qkv = random([batch, seq, 3 * d_model]);
-    let options = AttentionOptions {
-        n_heads,
-        n_kv_heads: n_heads,
-        causal: true,
-    };
+    let options = AttentionOptions::causal(n_heads, n_heads);
     compare(
         &name(&format!("attention {n_heads} heads")),
         None,
