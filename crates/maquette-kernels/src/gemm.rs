@@ -10,7 +10,10 @@
 //! length alone, so results do not depend on the number of threads.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+use std::arch::x86_64::{
+    __m512, __m512bh, __m512i, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_permutexvar_epi16, _mm512_storeu_si512,
+};
 
 use rayon::prelude::*;
 
@@ -327,6 +330,7 @@ impl Kernel {
                     }
                 }
             } else {
+                let mut pairs = [0; DEPTH];
                 for j in 0..width {
                     if j >= cols {
                         for step in 0..depth {
@@ -335,25 +339,23 @@ impl Kernel {
                         continue;
                     }
                     let column = part.data.add(j * part.strides[1]).cast_const();
-                    let get = |i: usize| {
-                        if i < len {
-                            column.add(i * part.strides[0]).read()
-                        } else {
-                            0.0
+                    if self.precision == Precision::Bf16 && part.strides[0] == 1 {
+                        let column = std::slice::from_raw_parts(column, len);
+                        round_row(self.isa, column, &mut pairs[..depth]);
+                        for (step, pair) in pairs[..depth].iter().enumerate() {
+                            to.add(step * width + j).write(*pair);
                         }
+                        continue;
+                    }
+                    let get = |i: usize| match i < len {
+                        true => column.add(i * part.strides[0]).read(),
+                        false => 0.0,
                     };
-                    match self.precision {
-                        Precision::F32 => {
-                            for step in 0..depth {
-                                to.add(step * width + j).write(get(step).to_bits());
-                            }
-                        }
-                        Precision::Bf16 => {
-                            for step in 0..depth {
-                                to.add(step * width + j)
-                                    .write(join(get(2 * step), get(2 * step + 1)));
-                            }
-                        }
+                    for step in 0..depth {
+                        to.add(step * width + j).write(match self.precision {
+                            Precision::F32 => get(step).to_bits(),
+                            Precision::Bf16 => join(get(2 * step), get(2 * step + 1)),
+                        });
                     }
                 }
             }
@@ -556,8 +558,28 @@ fn join(first: f32, second: f32) -> u32 {
     round(first) >> 16 | round(second) & 0xffff_0000
 }
 
+/// Joins neighbours of two rows.
+fn zip_rows(isa: Isa, first: &[f32], second: &[f32], to: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && Isa::has_bf16() {
+        // SAFETY: the instructions were detected.
+        return unsafe { zip_rows_native(first, second, to) };
+    }
+    zip_rows_plain(isa, first, second, to);
+}
+
+/// Joins neighbours of one row, the last one with zero if it is alone.
+fn round_row(isa: Isa, from: &[f32], to: &mut [u32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512 && Isa::has_bf16() {
+        // SAFETY: the instructions were detected.
+        return unsafe { round_row_native(from, to) };
+    }
+    round_row_plain(isa, from, to);
+}
+
 vectorized! {
-    fn zip_rows(first: &[f32], second: &[f32], to: &mut [u32]) {
+    fn zip_rows_plain(first: &[f32], second: &[f32], to: &mut [u32]) {
         for ((to, first), second) in to.iter_mut().zip(first).zip(second) {
             *to = join(*first, *second);
         }
@@ -565,7 +587,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn round_row(from: &[f32], to: &mut [u32]) {
+    fn round_row_plain(from: &[f32], to: &mut [u32]) {
         let pairs = from.chunks_exact(2);
         if let [single] = pairs.remainder() {
             to[to.len() - 1] = join(*single, 0.0);
@@ -573,6 +595,51 @@ vectorized! {
         for (to, pair) in to.iter_mut().zip(pairs) {
             *to = join(pair[0], pair[1]);
         }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn zip_rows_native(first: &[f32], second: &[f32], to: &mut [u32]) {
+    // Where each half of a pair stands after the conversion: the first row below, the second above.
+    let order: [u16; 32] = std::array::from_fn(|i| (i / 2 + i % 2 * 16) as u16);
+    // SAFETY: 64 bytes are read from an array of 64, and from 16 numbers of chunks of 16.
+    let order = unsafe { _mm512_loadu_si512(order.as_ptr().cast()) };
+    let (whole, rest) = to.as_chunks_mut::<16>();
+    let (first, first_rest) = first.as_chunks::<16>();
+    let (second, second_rest) = second.as_chunks::<16>();
+    for ((to, first), second) in whole.iter_mut().zip(first).zip(second) {
+        // SAFETY: chunks of 16 numbers, 64 bytes each; both vector types are 512 bits.
+        unsafe {
+            let first = _mm512_loadu_ps(first.as_ptr());
+            let second = _mm512_loadu_ps(second.as_ptr());
+            let halves =
+                std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let pairs = _mm512_permutexvar_epi16(order, halves);
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+    for ((to, first), second) in rest.iter_mut().zip(first_rest).zip(second_rest) {
+        *to = join(*first, *second);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+fn round_row_native(from: &[f32], to: &mut [u32]) {
+    let (from, from_rest) = from.as_chunks::<32>();
+    let (whole, rest) = to.split_at_mut(16 * from.len());
+    for (to, from) in whole.as_chunks_mut::<16>().0.iter_mut().zip(from) {
+        // SAFETY: 32 numbers are read and 16 pairs written; both vector types are 512 bits.
+        unsafe {
+            let low = _mm512_loadu_ps(from.as_ptr());
+            let high = _mm512_loadu_ps(from.as_ptr().add(16));
+            let pairs = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_storeu_si512(to.as_mut_ptr().cast(), pairs);
+        }
+    }
+    for (to, pair) in rest.iter_mut().zip(from_rest.chunks(2)) {
+        *to = join(pair[0], pair.get(1).copied().unwrap_or(0.0));
     }
 }
 
@@ -786,6 +853,27 @@ mod tests {
         assert_eq!(rounded(f32::NEG_INFINITY), f32::NEG_INFINITY);
         assert!(rounded(f32::from_bits(0x7f80_0001)).is_nan());
         assert_eq!(join(1.0, -2.0), 0xc000_3f80);
+    }
+
+    #[test]
+    fn every_instruction_set_rounds_the_same() {
+        let numbers: Vec<f32> = (0..999)
+            .map(|i| (i as f32 - 500.0) * 1.017 * 2f32.powi(i % 200 - 100))
+            .chain([f32::INFINITY, f32::NEG_INFINITY, f32::MAX, -0.0])
+            .collect();
+        let other: Vec<f32> = numbers.iter().rev().copied().collect();
+        for len in [1, 2, 15, 16, 31, 33, 64, 1003] {
+            let on = |isa| {
+                let mut zipped = vec![0; len];
+                zip_rows(isa, &numbers[..len], &other[..len], &mut zipped);
+                let mut rounded = vec![0; len.div_ceil(2)];
+                round_row(isa, &other[..len], &mut rounded);
+                [zipped, rounded]
+            };
+            for isa in Isa::available() {
+                assert_eq!(on(isa), on(Isa::Portable), "{isa:?} {len}");
+            }
+        }
     }
 
     #[test]
