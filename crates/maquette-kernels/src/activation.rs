@@ -1,5 +1,7 @@
 //! Activations in one pass over memory each way.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -11,23 +13,43 @@ use burn::tensor::{Tensor, activation};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
-use crate::elementwise::{GRAIN, sigmoid, vectorized};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
+use crate::elementwise::{GRAIN, exp, sigmoid, vectorized};
 use crate::simd::Isa;
+
+/// An activation function.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Curve {
+    /// See [`relu`].
+    Relu,
+    /// See [`leaky_relu`].
+    LeakyRelu(f32),
+    /// See [`silu`].
+    Silu,
+    /// See [`gelu`].
+    Gelu,
+    /// See [`gelu_tanh`].
+    GeluTanh,
+}
 
 /// `x * sigmoid(x)`, also called swish.
 ///
 /// # Shapes
 /// - input, output: any, the same
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if !is_flex_f32(&x) {
-        return x.clone() * activation::sigmoid(x);
-    }
-    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), Curve::Silu))
+    activate(x, Curve::Silu)
 }
 
-/// GELU with the tanh approximation, GPT-2's `gelu_new` (Hendrycks and Gimpel 2016,
-/// arXiv:1606.08415).
+/// `x * P(Z < x)` of a standard normal `Z` (Hendrycks and Gimpel 2016, arXiv:1606.08415), to an
+/// absolute error of `2e-7 |x|`.
+///
+/// # Shapes
+/// - input, output: any, the same
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    activate(x, Curve::Gelu)
+}
+
+/// [`gelu`] with the tanh approximation, GPT-2's `gelu_new`.
 ///
 /// It is `x * sigmoid(2 u)` with `u = sqrt(2 / pi) (x + 0.044715 x^3)`, since
 /// `(1 + tanh u) / 2 = sigmoid(2 u)`.
@@ -35,15 +57,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if !is_flex_f32(&x) {
-        let square = x.clone() * x.clone();
-        let inner = x.clone() * (square * CUBIC + LINEAR);
-        return x * activation::sigmoid(inner);
-    }
-    Tensor::from_dispatch(Dispatch::fused_activation(
-        x.into_dispatch(),
-        Curve::GeluTanh,
-    ))
+    activate(x, Curve::GeluTanh)
 }
 
 /// `max(x, 0)`.
@@ -51,10 +65,7 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    if !is_flex_f32(&x) {
-        return activation::relu(x);
-    }
-    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), Curve::Relu))
+    activate(x, Curve::Relu)
 }
 
 /// `x` where it is positive, `slope x` elsewhere (Maas et al. 2013).
@@ -62,11 +73,7 @@ pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn leaky_relu<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
-    if !is_flex_f32(&x) {
-        return activation::leaky_relu(x, f64::from(slope));
-    }
-    let curve = Curve::LeakyRelu(slope);
-    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), curve))
+    activate(x, Curve::LeakyRelu(slope))
 }
 
 /// What a normalisation applies after scale and shift, in the same pass over memory.
@@ -94,16 +101,50 @@ impl Activation {
     }
 }
 
+/// Applies `curve` to every number.
+pub(crate) fn activate<const D: usize>(x: Tensor<D>, curve: Curve) -> Tensor<D> {
+    if is_flex_f32(&x) {
+        return Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), curve));
+    }
+    match curve {
+        Curve::Relu => activation::relu(x),
+        Curve::LeakyRelu(slope) => activation::leaky_relu(x, f64::from(slope)),
+        Curve::Silu => x.clone() * activation::sigmoid(x),
+        Curve::Gelu => activation::gelu(x),
+        Curve::GeluTanh => {
+            let square = x.clone() * x.clone();
+            let inner = x.clone() * (square * CUBIC + LINEAR);
+            x * activation::sigmoid(inner)
+        }
+    }
+}
+
 /// `2 sqrt(2 / pi)`
 const LINEAR: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715 * LINEAR;
 
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Curve {
-    Silu,
-    GeluTanh,
-    Relu,
-    LeakyRelu(f32),
+impl Curve {
+    /// Of every number of `x`.
+    pub(crate) fn forward(self, isa: Isa, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        match self {
+            Self::Relu => relu_forward(isa, x, out),
+            Self::LeakyRelu(slope) => leaky_relu_forward(isa, slope, x, out),
+            Self::Silu => silu_forward(isa, x, out),
+            Self::Gelu => gelu_forward(isa, x, out),
+            Self::GeluTanh => gelu_tanh_forward(isa, x, out),
+        }
+    }
+
+    /// Turns the gradient of the output into that of the input `x`.
+    pub(crate) fn backward(self, isa: Isa, x: &[f32], grad: &mut [f32]) {
+        match self {
+            Self::Relu => leaky_relu_backward(isa, 0.0, x, grad),
+            Self::LeakyRelu(slope) => leaky_relu_backward(isa, slope, x, grad),
+            Self::Silu => silu_backward(isa, x, grad),
+            Self::Gelu => gelu_backward(isa, x, grad),
+            Self::GeluTanh => gelu_tanh_backward(isa, x, grad),
+        }
+    }
 }
 
 /// The activations as Burn's dispatch sees them.
@@ -119,16 +160,13 @@ impl FusedActivation for Flex {
         let x = contiguous(x);
         let values: &[f32] = x.storage();
         let isa = Isa::detect();
-        let mut out = vec![0.0; values.len()];
-        out.par_chunks_mut(GRAIN)
-            .zip(values.par_chunks(GRAIN))
-            .for_each(|(out, x)| match curve {
-                Curve::Silu => silu_forward(isa, x, out),
-                Curve::GeluTanh => gelu_forward(isa, x, out),
-                Curve::Relu => relu_forward(isa, x, out),
-                Curve::LeakyRelu(slope) => leaky_relu_forward(isa, slope, x, out),
-            });
-        flex_tensor(out, &shape)
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            out.par_chunks_mut(GRAIN)
+                .zip(values.par_chunks(GRAIN))
+                .for_each(|(out, x)| curve.forward(isa, x, out));
+        };
+        // SAFETY: every chunk is written from its start to its end.
+        flex_tensor(unsafe { written(values.len(), write) }, &shape)
     }
 }
 
@@ -167,24 +205,43 @@ impl Backward<Flex, 1> for ActivationBackward {
         let mut grad = contiguous(grads.consume::<Flex>(&ops.node));
         let [Some(node)] = ops.parents else { return };
         let (isa, x): (_, &[f32]) = (Isa::detect(), x.storage());
-        let chunks = grad
-            .storage_mut::<f32>()
+        grad.storage_mut::<f32>()
             .par_chunks_mut(GRAIN)
-            .zip(x.par_chunks(GRAIN));
-        chunks.for_each(|(grad, x)| match curve {
-            Curve::Silu => silu_backward(isa, x, grad),
-            Curve::GeluTanh => gelu_backward(isa, x, grad),
-            Curve::Relu => leaky_relu_backward(isa, 0.0, x, grad),
-            Curve::LeakyRelu(slope) => leaky_relu_backward(isa, slope, x, grad),
-        });
+            .zip(x.par_chunks(GRAIN))
+            .for_each(|(grad, x)| curve.backward(isa, x, grad));
         grads.register::<Flex>(node.id, grad);
     }
 }
 
 vectorized! {
-    fn silu_forward(x: &[f32], out: &mut [f32]) {
+    fn relu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * sigmoid(x);
+            // A NaN stays one.
+            out.write(if x < 0.0 { 0.0 } else { x });
+        }
+    }
+}
+
+vectorized! {
+    fn leaky_relu_forward(slope: f32, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            out.write(x * if x > 0.0 { 1.0 } else { slope });
+        }
+    }
+}
+
+vectorized! {
+    fn leaky_relu_backward(slope: f32, x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            *grad *= if x > 0.0 { 1.0 } else { slope };
+        }
+    }
+}
+
+vectorized! {
+    fn silu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            out.write(x * sigmoid(x));
         }
     }
 }
@@ -199,15 +256,32 @@ vectorized! {
 }
 
 vectorized! {
-    fn gelu_forward(x: &[f32], out: &mut [f32]) {
+    fn gelu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * sigmoid(x * (CUBIC * x * x + LINEAR));
+            out.write(x * normal(x).0);
         }
     }
 }
 
 vectorized! {
     fn gelu_backward(x: &[f32], grad: &mut [f32]) {
+        for (grad, &x) in grad.iter_mut().zip(x) {
+            let (below, density) = normal(x);
+            *grad *= below + x * density;
+        }
+    }
+}
+
+vectorized! {
+    fn gelu_tanh_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            out.write(x * sigmoid(x * (CUBIC * x * x + LINEAR)));
+        }
+    }
+}
+
+vectorized! {
+    fn gelu_tanh_backward(x: &[f32], grad: &mut [f32]) {
         for (grad, &x) in grad.iter_mut().zip(x) {
             let square = x * x;
             let s = sigmoid(x * (CUBIC * square + LINEAR));
@@ -216,27 +290,17 @@ vectorized! {
     }
 }
 
-vectorized! {
-    fn relu_forward(x: &[f32], out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            // A NaN stays one.
-            *out = if x < 0.0 { 0.0 } else { x };
-        }
-    }
-}
-
-vectorized! {
-    fn leaky_relu_forward(slope: f32, x: &[f32], out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = x * if x > 0.0 { 1.0 } else { slope };
-        }
-    }
-}
-
-vectorized! {
-    fn leaky_relu_backward(slope: f32, x: &[f32], grad: &mut [f32]) {
-        for (grad, &x) in grad.iter_mut().zip(x) {
-            *grad *= if x > 0.0 { 1.0 } else { slope };
-        }
-    }
+/// `P(Z < x)` and the density at `x` of a standard normal `Z`; Abramowitz and Stegun 1964, 7.1.26.
+#[inline(always)]
+fn normal(x: f32) -> (f32, f32) {
+    let gauss = exp(-0.5 * x * x);
+    let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
+    let p = 1.061_405_4;
+    let p = p * t - 1.453_152;
+    let p = p * t + 1.421_413_7;
+    let p = p * t - 0.284_496_74;
+    let p = p * t + 0.254_829_6;
+    let above = 0.5 * p * t * gauss;
+    let below = if x > 0.0 { 1.0 - above } else { above };
+    (below, 0.398_942_3 * gauss)
 }

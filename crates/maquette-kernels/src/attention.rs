@@ -5,6 +5,7 @@
 //! Queries, keys and values are read where their common projection left them, and the heads'
 //! results are written where the next projection wants them, so nothing is permuted in memory.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
@@ -15,13 +16,16 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Tensor};
+use burn::tensor::{Bool, Tensor, TensorData};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
+use crate::dropout::Dropout;
 use crate::elementwise::{exp, max, sum, vectorized};
+use crate::gemm::product_here;
 use crate::matrix::{Into, Matrix, multiply};
+use crate::precision::Precision;
 use crate::simd::Isa;
 
 /// Queries that attend together.
@@ -37,6 +41,40 @@ pub struct AttentionOptions {
     pub n_kv_heads: usize,
     /// Whether a position sees only itself and those before.
     pub causal: bool,
+    /// How many positions a causal one sees, itself included (sliding window, Beltagy et al. 2020,
+    /// arXiv:2004.05150); all before it if absent.
+    pub window: Option<usize>,
+    /// Dropout of the weights.
+    pub dropout: Option<Dropout>,
+}
+
+impl AttentionOptions {
+    /// Every head sees everything before it, and nothing is dropped.
+    pub fn causal(n_heads: usize, n_kv_heads: usize) -> Self {
+        Self {
+            n_heads,
+            n_kv_heads,
+            causal: true,
+            window: None,
+            dropout: None,
+        }
+    }
+
+    /// Every head sees everything, and nothing is dropped.
+    pub fn full(n_heads: usize, n_kv_heads: usize) -> Self {
+        Self {
+            causal: false,
+            ..Self::causal(n_heads, n_kv_heads)
+        }
+    }
+
+    /// The first position that the one at `position` sees.
+    fn first_seen(&self, position: usize) -> usize {
+        match self.window {
+            Some(window) => (position + 1).saturating_sub(window),
+            None => 0,
+        }
+    }
 }
 
 /// `softmax(q k^T / sqrt(d_head)) v` for every head (Vaswani et al. 2017, arXiv:1706.03762).
@@ -45,8 +83,10 @@ pub struct AttentionOptions {
 /// - `qkv`: `[batch, seq, (n_heads + 2 n_kv_heads) d_head]`: all queries, all keys, all values
 /// - output: `[batch, seq, n_heads d_head]`
 ///
+/// Products are taken in the precision of [`autocast`](crate::autocast).
+///
 /// # Panics
-/// If the heads do not divide each other or the width of `qkv`.
+/// If the heads do not divide each other or the width of `qkv`, or a window is empty or not causal.
 pub fn self_attention(qkv: Tensor<3>, options: AttentionOptions) -> Tensor<3> {
     let [batch, seq, width] = qkv.dims();
     let AttentionOptions {
@@ -57,6 +97,12 @@ pub fn self_attention(qkv: Tensor<3>, options: AttentionOptions) -> Tensor<3> {
     assert!(
         n_kv_heads > 0 && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
         "self_attention: {n_kv_heads} key heads do not divide {n_heads} query heads"
+    );
+    assert!(
+        options
+            .window
+            .is_none_or(|window| window > 0 && options.causal),
+        "self_attention: a sliding window is causal and at least 1 wide"
     );
     let slots = n_heads + 2 * n_kv_heads;
     assert!(
@@ -71,6 +117,7 @@ pub fn self_attention(qkv: Tensor<3>, options: AttentionOptions) -> Tensor<3> {
         seq,
         d_head: width / slots,
         options,
+        precision: Precision::current(),
     };
     Tensor::from_dispatch(Dispatch::fused_attention(qkv.into_dispatch(), layout))
 }
@@ -82,6 +129,8 @@ fn composed(qkv: Tensor<3>, options: AttentionOptions) -> Tensor<3> {
         n_heads,
         n_kv_heads,
         causal,
+        window,
+        dropout,
     } = options;
     let d_head = width / (n_heads + 2 * n_kv_heads);
     let heads = |first: usize, count: usize| {
@@ -99,7 +148,21 @@ fn composed(qkv: Tensor<3>, options: AttentionOptions) -> Tensor<3> {
         let future = Tensor::<2, Bool>::tril_mask([seq, seq], 0, &scores.device());
         scores = scores.mask_fill(future.unsqueeze::<4>(), f32::NEG_INFINITY);
     }
-    let weights = softmax(scores, 3).reshape([batch, n_kv_heads, rows, seq]);
+    if let Some(window) = window {
+        let recent = Tensor::<2, Bool>::triu_mask([seq, seq], 1 - window as i64, &scores.device());
+        scores = scores.mask_fill(recent.unsqueeze::<4>(), f32::NEG_INFINITY);
+    }
+    let mut weights = softmax(scores, 3);
+    if let Some(dropout) = dropout {
+        let mut mask = vec![0.0; weights.shape().num_elements()];
+        for (row, mask) in mask.chunks_exact_mut(seq).enumerate() {
+            dropout.factors(row as u64, mask);
+        }
+        let mask = TensorData::new(mask, weights.dims());
+        let mask = Tensor::<4>::from_data(mask, &weights.device());
+        weights = weights.clone() * mask.cast(weights.dtype());
+    }
+    let weights = weights.reshape([batch, n_kv_heads, rows, seq]);
     let mixed = weights.matmul(v).reshape([batch, n_heads, seq, d_head]);
     mixed
         .swap_dims(1, 2)
@@ -113,6 +176,7 @@ pub(crate) struct Layout {
     seq: usize,
     d_head: usize,
     options: AttentionOptions,
+    precision: Precision,
 }
 
 impl Layout {
@@ -131,19 +195,45 @@ impl Layout {
         self.options.n_heads / self.options.n_kv_heads
     }
 
-    /// Blocks of queries, each with how many positions it sees.
+    /// The block of queries that begins at `first`.
+    fn block(&self, first: usize) -> Block {
+        let rows = BLOCK.min(self.seq - first);
+        let seen = if self.options.causal {
+            first + rows
+        } else {
+            self.seq
+        };
+        Block {
+            first,
+            rows,
+            from: self.options.first_seen(first),
+            seen,
+            options: self.options,
+        }
+    }
+
+    /// All blocks of queries.
     fn blocks(&self) -> impl Iterator<Item = Block> {
-        let (seq, causal) = (self.seq, self.options.causal);
-        (0..seq).step_by(BLOCK).map(move |first| {
-            let rows = BLOCK.min(seq - first);
-            let seen = if causal { first + rows } else { seq };
-            Block {
-                first,
-                rows,
-                seen,
-                causal,
+        (0..self.seq).step_by(BLOCK).map(|first| self.block(first))
+    }
+
+    /// The generator's row for the query at `position`.
+    fn row(&self, image: usize, head: usize, position: usize) -> u64 {
+        ((image * self.options.n_heads + head) * self.seq + position) as u64
+    }
+
+    /// `out = a b`, or that added, on the calling thread.
+    ///
+    /// # Safety
+    /// See [`multiply`].
+    unsafe fn multiply(&self, out: Matrix, into: Into, a: Matrix, b: Matrix) {
+        // SAFETY: the caller's; rows of every matrix that is written are contiguous.
+        unsafe {
+            match self.precision {
+                Precision::F32 => multiply(out, into, 1.0, a, b),
+                Precision::Bf16 => product_here(out, into, a, b, Precision::Bf16),
             }
-        })
+        }
     }
 
     /// Start of head `slot` (queries, then keys, then values) at `position` of an image of `qkv`.
@@ -157,18 +247,28 @@ impl Layout {
 struct Block {
     first: usize,
     rows: usize,
+    /// Positions `from..seen` are seen by one of them.
+    from: usize,
     seen: usize,
-    causal: bool,
+    options: AttentionOptions,
 }
 
 impl Block {
-    /// How many positions the query in `row` sees.
-    fn seen_by(&self, row: usize) -> usize {
-        if self.causal {
-            self.first + row + 1
+    /// Positions seen by one of its queries or more.
+    fn width(&self) -> usize {
+        self.seen - self.from
+    }
+
+    /// Which of those the query in `row` sees.
+    #[inline(always)]
+    fn seen_by(&self, row: usize) -> std::ops::Range<usize> {
+        let position = self.first + row;
+        let end = if self.options.causal {
+            position + 1
         } else {
             self.seen
-        }
+        };
+        self.options.first_seen(position) - self.from..end - self.from
     }
 }
 
@@ -237,9 +337,18 @@ struct Columns<'a> {
 unsafe impl Sync for Columns<'_> {}
 
 impl<'a> Columns<'a> {
-    fn new(values: &'a mut [f32]) -> Self {
+    fn of(values: &'a mut [f32]) -> Self {
         Self {
             data: values.as_mut_ptr(),
+            len: values.len(),
+            owner: std::marker::PhantomData,
+        }
+    }
+
+    /// Memory to be written before it is read.
+    fn new(values: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self {
+            data: values.as_mut_ptr().cast(),
             len: values.len(),
             owner: std::marker::PhantomData,
         }
@@ -261,93 +370,119 @@ fn forward(qkv: &[f32], layout: &Layout) -> (FlexTensor, Vec<f32>) {
         seq,
         d_head,
         options,
+        ..
     } = *layout;
     let isa = Isa::detect();
     let (width, out_width) = (layout.width(), layout.out_width());
     let scale = (d_head as f32).sqrt().recip();
-    let mut out = vec![0.0; batch * seq * out_width];
     let mut totals = vec![0.0; batch * options.n_heads * seq];
-    let columns = Columns::new(&mut out);
-    totals.par_chunks_mut(seq).enumerate().for_each_init(
-        || vec![0.0; BLOCK * seq],
-        |scores, (task, totals)| {
-            let (image, head) = (task / options.n_heads, task % options.n_heads);
-            let key = options.n_heads + head / layout.group();
-            let value = key + options.n_kv_heads;
-            for block in layout.blocks() {
-                let Block {
-                    first, rows, seen, ..
-                } = block;
+    let blocks = totals.par_chunks_mut(seq).enumerate();
+    let blocks = blocks.flat_map(|(task, totals)| {
+        let blocks = totals.par_chunks_mut(BLOCK).enumerate();
+        blocks.map(move |(block, totals)| (task, block * BLOCK, totals))
+    });
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let columns = Columns::new(out);
+        blocks.for_each_init(
+            || (vec![0.0; BLOCK * seq], vec![0.0; seq]),
+            |(scores, mask), (task, first, totals)| {
+                let (image, head) = (task / options.n_heads, task % options.n_heads);
+                let key = options.n_heads + head / layout.group();
+                let value = key + options.n_kv_heads;
+                let block = layout.block(first);
+                let (rows, from, seen) = (block.rows, block.from, block.width());
                 let q = Matrix::of(qkv, layout.at(image, first, head), [rows, d_head], width);
-                let k = Matrix::of(qkv, layout.at(image, 0, key), [seen, d_head], width);
-                let v = Matrix::of(qkv, layout.at(image, 0, value), [seen, d_head], width);
+                let k = Matrix::of(qkv, layout.at(image, from, key), [seen, d_head], width);
+                let v = Matrix::of(qkv, layout.at(image, from, value), [seen, d_head], width);
                 let weights = Matrix::of_mut(scores, 0, [rows, seen], seen);
                 // SAFETY: `scores` belongs to this thread.
-                unsafe { multiply(weights, Into::Replace, scale, q, k.transposed()) };
-                softmax_rows(isa, block, scores, &mut totals[first..]);
+                unsafe { layout.multiply(weights, Into::Replace, q, k.transposed()) };
+                softmax_rows(isa, block, scale, scores, totals);
+                if let Some(dropout) = options.dropout {
+                    for (row, weights) in scores.chunks_exact_mut(seen).take(rows).enumerate() {
+                        let mask = &mut mask[..block.seen];
+                        dropout.factors(layout.row(image, head, first + row), mask);
+                        multiply_by(isa, weights, &mask[from..]);
+                    }
+                }
                 let weights = Matrix::of(scores, 0, [rows, seen], seen);
                 let start = (image * seq + first) * out_width + head * d_head;
-                // SAFETY: the columns of this head in this image are this task's alone.
+                // SAFETY: these rows and columns are this task's alone.
                 unsafe {
                     let mixed = columns.matrix(start, [rows, d_head], out_width);
-                    multiply(mixed, Into::Replace, 1.0, weights, v);
+                    layout.multiply(mixed, Into::Replace, weights, v);
                 }
-            }
-        },
-    );
+            },
+        );
+    };
+    // SAFETY: the tasks together write every row and every head's columns.
+    let out = unsafe { written(batch * seq * out_width, write) };
     (flex_tensor(out, &[batch, seq, out_width]), totals)
 }
 
 vectorized! {
-    /// Turns scores into weights, zero beyond what a query sees.
-    fn softmax_rows(block: Block, scores: &mut [f32], totals: &mut [f32]) {
-        let rows = scores.chunks_exact_mut(block.seen).take(block.rows);
+    fn multiply_by(values: &mut [f32], factors: &[f32]) {
+        for (value, factor) in values.iter_mut().zip(factors) {
+            *value *= factor;
+        }
+    }
+}
+
+vectorized! {
+    /// Turns products of queries and keys into weights, zero where a query does not see.
+    fn softmax_rows(block: Block, scale: f32, scores: &mut [f32], totals: &mut [f32]) {
+        let rows = scores.chunks_exact_mut(block.width()).take(block.rows);
         for (row, (scores, total)) in rows.zip(totals).enumerate() {
-            let (seen, future) = scores.split_at_mut(block.seen_by(row));
-            let top = max(seen);
+            let range = block.seen_by(row);
+            let (seen, future) = scores.split_at_mut(range.end);
+            let (past, seen) = seen.split_at_mut(range.start);
+            let top = max(seen) * scale;
             for score in &mut *seen {
-                *score = exp(*score - top);
+                *score = exp(*score * scale - top);
             }
             let all = sum(seen.len(), |i| seen[i]);
+            let share = 1.0 / all;
             for score in seen {
-                *score /= all;
+                *score *= share;
             }
+            past.fill(0.0);
             future.fill(0.0);
             *total = top + all.ln();
         }
     }
 }
 
-/// With weights `P` and `dP = dO V^T`: `dV = P^T dO`, `dS = P (dP - rowsum(P dP))`,
-/// `dQ = dS K / sqrt(d)` and `dK = dS^T Q / sqrt(d)`.
+/// With weights `P`, dropped `D = P M` and `dP = M dO V^T`: `dV = D^T dO`,
+/// `dS = P (dP - rowsum(P dP))`, `dQ = dS K / sqrt(d)` and `dK = dS^T Q / sqrt(d)`.
 fn backward(qkv: &[f32], totals: &[f32], grad: &[f32], layout: &Layout) -> Vec<f32> {
     let Layout {
         batch,
         seq,
         d_head,
         options,
+        ..
     } = *layout;
     let isa = Isa::detect();
     let (width, out_width) = (layout.width(), layout.out_width());
     let scale = (d_head as f32).sqrt().recip();
     let mut out = vec![0.0; qkv.len()];
-    let columns = Columns::new(&mut out);
+    let columns = Columns::of(&mut out);
     // One task owns a key head and all queries that share it, so sums run in a fixed order.
     (0..batch * options.n_kv_heads)
         .into_par_iter()
+        .with_max_len(1)
         .for_each_init(
-            || (vec![0.0; BLOCK * seq], vec![0.0; BLOCK * seq]),
-            |(scores, slopes), task| {
+            || [BLOCK * seq, BLOCK * seq, seq].map(|len| vec![0.0; len]),
+            |[scores, slopes, mask], task| {
                 let (image, shared) = (task / options.n_kv_heads, task % options.n_kv_heads);
                 let key = options.n_heads + shared;
                 let value = key + options.n_kv_heads;
                 for head in shared * layout.group()..(shared + 1) * layout.group() {
                     let totals = &totals[(image * options.n_heads + head) * seq..][..seq];
                     for block in layout.blocks() {
-                        let Block {
-                            first, rows, seen, ..
-                        } = block;
-                        let [q_at, k_at, v_at] = [(first, head), (0, key), (0, value)]
+                        let (first, rows, from) = (block.first, block.rows, block.from);
+                        let seen = block.width();
+                        let [q_at, k_at, v_at] = [(first, head), (from, key), (from, value)]
                             .map(|(position, slot)| layout.at(image, position, slot));
                         let q = Matrix::of(qkv, q_at, [rows, d_head], width);
                         let k = Matrix::of(qkv, k_at, [seen, d_head], width);
@@ -358,10 +493,23 @@ fn backward(qkv: &[f32], totals: &[f32], grad: &[f32], layout: &Layout) -> Vec<f
                         let dweights = Matrix::of_mut(slopes, 0, [rows, seen], seen);
                         // SAFETY: both belong to this thread.
                         unsafe {
-                            multiply(weights, Into::Replace, scale, q, k.transposed());
-                            multiply(dweights, Into::Replace, 1.0, mixed, v.transposed());
+                            layout.multiply(weights, Into::Replace, q, k.transposed());
+                            layout.multiply(dweights, Into::Replace, mixed, v.transposed());
                         }
-                        softmax_gradient(isa, block, &totals[first..], scores, slopes);
+                        for row in 0..rows {
+                            let part = row * seen..(row + 1) * seen;
+                            let (scores, slopes) = (&mut scores[part.clone()], &mut slopes[part]);
+                            let mask = &mut mask[..block.seen];
+                            match options.dropout {
+                                Some(dropout) => {
+                                    dropout.factors(layout.row(image, head, first + row), mask);
+                                }
+                                None => mask.fill(1.0),
+                            }
+                            let (mask, range) = (&mask[from..], block.seen_by(row));
+                            let total = totals[first + row];
+                            softmax_gradient(isa, range, scale, total, mask, scores, slopes);
+                        }
                         let weights = Matrix::of(scores, 0, [rows, seen], seen);
                         let dscores = Matrix::of(slopes, 0, [rows, seen], seen);
                         // SAFETY: the columns of this key head, its value head and the query heads of
@@ -370,9 +518,9 @@ fn backward(qkv: &[f32], totals: &[f32], grad: &[f32], layout: &Layout) -> Vec<f
                             let dq = columns.matrix(q_at, [rows, d_head], width);
                             let dk = columns.matrix(k_at, [seen, d_head], width);
                             let dv = columns.matrix(v_at, [seen, d_head], width);
-                            multiply(dv, Into::Add, 1.0, weights.transposed(), mixed);
-                            multiply(dk, Into::Add, scale, dscores.transposed(), q);
-                            multiply(dq, Into::Replace, scale, dscores, k);
+                            layout.multiply(dv, Into::Add, weights.transposed(), mixed);
+                            layout.multiply(dk, Into::Add, dscores.transposed(), q);
+                            layout.multiply(dq, Into::Replace, dscores, k);
                         }
                     }
                 }
@@ -382,27 +530,31 @@ fn backward(qkv: &[f32], totals: &[f32], grad: &[f32], layout: &Layout) -> Vec<f
 }
 
 vectorized! {
-    /// Turns scores into weights and the gradient of the weights into that of the scores.
+    /// Of one query: turns scores into dropped weights, and the gradient of the dropped weights into
+    /// that of the products of query and keys.
     fn softmax_gradient(
-        block: Block,
-        totals: &[f32],
-        scores: &mut [f32],
+        range: std::ops::Range<usize>,
+        scale: f32,
+        total: f32,
+        mask: &[f32],
+        weights: &mut [f32],
         slopes: &mut [f32],
     ) {
-        let scores = scores.chunks_exact_mut(block.seen).take(block.rows);
-        let rows = scores.zip(slopes.chunks_exact_mut(block.seen)).zip(totals);
-        for (row, ((weights, slopes), total)) in rows.enumerate() {
-            let seen = block.seen_by(row);
-            for weight in &mut weights[..seen] {
-                *weight = exp(*weight - total);
-            }
-            weights[seen..].fill(0.0);
-            slopes[seen..].fill(0.0);
-            let (weights, slopes) = (&weights[..seen], &mut slopes[..seen]);
-            let mean = sum(seen, |i| weights[i] * slopes[i]);
-            for (slope, weight) in slopes.iter_mut().zip(weights) {
-                *slope = weight * (*slope - mean);
-            }
+        let (start, end) = (range.start, range.end);
+        for unseen in [0..start, end..weights.len()] {
+            weights[unseen.clone()].fill(0.0);
+            slopes[unseen].fill(0.0);
+        }
+        let mask = &mask[start..end];
+        let (weights, slopes) = (&mut weights[start..end], &mut slopes[start..end]);
+        for ((weight, slope), mask) in weights.iter_mut().zip(&mut *slopes).zip(mask) {
+            *weight = exp(*weight * scale - total);
+            *slope *= mask;
+        }
+        let mean = sum(weights.len(), |i| weights[i] * slopes[i]);
+        for ((weight, slope), mask) in weights.iter_mut().zip(slopes).zip(mask) {
+            *slope = scale * *weight * (*slope - mean);
+            *weight *= mask;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Softmax and cross-entropy in one pass over the logits, keeping one number per row.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
@@ -10,13 +11,23 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, TensorMetadata, backend_extension};
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, integers, is_flex_f32, written};
 use crate::elementwise::{exp, max, sum, vectorized};
 use crate::simd::Isa;
+
+/// The constants of a [`cross_entropy_with`].
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CrossEntropyOptions {
+    /// Share of the target's probability that is spread over all classes (Szegedy et al. 2016,
+    /// arXiv:1512.00567), in `[0, 1]`.
+    pub label_smoothing: f64,
+    /// Rows with this target count for nothing.
+    pub ignore: Option<i64>,
+}
 
 /// Mean over the rows of the negative log-probability of the target class, in nats.
 ///
@@ -28,34 +39,87 @@ use crate::simd::Isa;
 /// # Panics
 /// If there is not one target per row, or a target is not a class.
 pub fn cross_entropy(logits: Tensor<2>, targets: Tensor<1, Int>) -> Tensor<1> {
+    cross_entropy_with(logits, targets, CrossEntropyOptions::default())
+}
+
+/// As [`cross_entropy`], with smoothed labels and rows that are left out; the mean is over the others,
+/// and zero if there are none.
+///
+/// # Shapes
+/// - `logits`: `[rows, classes]`
+/// - `targets`: `[rows]`, each below `classes` or ignored
+/// - output: `[1]`
+///
+/// # Panics
+/// If there is not one target per row, a target is not a class, or the smoothing is not in `[0, 1]`.
+pub fn cross_entropy_with(
+    logits: Tensor<2>,
+    targets: Tensor<1, Int>,
+    options: CrossEntropyOptions,
+) -> Tensor<1> {
     let [rows, classes] = logits.dims();
     assert_eq!(
         targets.dims(),
         [rows],
         "cross_entropy: one target per row of the logits"
     );
+    let smoothing = options.label_smoothing;
+    assert!(
+        (0.0..=1.0).contains(&smoothing),
+        "cross_entropy: a smoothing of {smoothing} is not in [0, 1]"
+    );
     if !is_flex_f32(&logits) || rows * classes == 0 {
-        let targets = targets.reshape([rows, 1]);
-        return log_softmax(logits, 1).gather(1, targets).mean().neg();
+        return composed(logits, targets, options);
     }
     let (logits, targets) = (logits.into_dispatch(), targets.into_dispatch());
-    Tensor::from_dispatch(Dispatch::fused_cross_entropy(logits, targets))
+    Tensor::from_dispatch(Dispatch::fused_cross_entropy(logits, targets, options))
+}
+
+/// The same of Burn's operators.
+fn composed(logits: Tensor<2>, targets: Tensor<1, Int>, options: CrossEntropyOptions) -> Tensor<1> {
+    let [rows, _] = logits.dims();
+    let (counted, targets) = match options.ignore {
+        Some(ignore) => {
+            let ignored = targets.clone().equal_scalar(ignore);
+            let counted: Tensor<1> = ignored.clone().bool_not().float().cast(logits.dtype());
+            (Some(counted), targets.mask_fill(ignored, 0))
+        }
+        None => (None, targets),
+    };
+    let log_p = log_softmax(logits, 1);
+    let chosen = log_p.clone().gather(1, targets.reshape([rows, 1]));
+    let loss = match options.label_smoothing {
+        0.0 => chosen,
+        smoothing => chosen * (1.0 - smoothing) + log_p.mean_dim(1) * smoothing,
+    };
+    match counted {
+        Some(counted) => {
+            let sum = (loss.reshape([rows]) * counted.clone()).sum().neg();
+            sum / counted.sum().clamp_min(1.0)
+        }
+        None => loss.mean().neg(),
+    }
 }
 
 /// The loss as Burn's dispatch sees it.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedCrossEntropy: Backend {
-    /// See [`cross_entropy`].
+    /// See [`cross_entropy_with`].
     fn fused_cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
+        options: CrossEntropyOptions,
     ) -> FloatTensor<Self>;
 }
 
 impl FusedCrossEntropy for Flex {
-    fn fused_cross_entropy(logits: FlexTensor, targets: FlexTensor) -> FlexTensor {
-        let classes = logits.shape()[1];
-        forward(logits, &indices(targets, classes)).0
+    fn fused_cross_entropy(
+        logits: FlexTensor,
+        targets: FlexTensor,
+        options: CrossEntropyOptions,
+    ) -> FlexTensor {
+        let targets = Targets::new(targets, logits.shape()[1], options);
+        forward(logits, &targets).0
     }
 }
 
@@ -63,8 +127,9 @@ impl<C: CheckpointStrategy> FusedCrossEntropy for Autodiff<Flex, C> {
     fn fused_cross_entropy(
         logits: FloatTensor<Self>,
         targets: IntTensor<Self>,
+        options: CrossEntropyOptions,
     ) -> FloatTensor<Self> {
-        let targets = indices(targets, logits.shape()[1]);
+        let targets = Targets::new(targets, logits.shape()[1], options);
         match LossBackward
             .prepare::<C>([logits.node()])
             .compute_bound()
@@ -73,60 +138,83 @@ impl<C: CheckpointStrategy> FusedCrossEntropy for Autodiff<Flex, C> {
             OpsKind::Tracked(mut prep) => {
                 let saved = prep.checkpoint(&logits);
                 let (loss, totals) = forward(logits.into_primitive(), &targets);
-                prep.finish((saved, targets.into(), totals.into()), loss)
+                prep.finish((saved, targets, totals.into()), loss)
             }
             OpsKind::UnTracked(prep) => prep.finish(forward(logits.into_primitive(), &targets).0),
         }
     }
 }
 
-/// The targets as indices, whatever integer type the device keeps them in.
-fn indices(targets: FlexTensor, classes: usize) -> Vec<usize> {
-    let targets = contiguous(targets);
-    let check = |target: Option<usize>| {
-        let target = target.filter(|target| *target < classes);
-        target.unwrap_or_else(|| panic!("cross_entropy: a target is not one of {classes} classes"))
-    };
-    macro_rules! read {
-        ($type:ty) => {
-            targets
-                .storage::<$type>()
-                .iter()
-                .map(|t| check(usize::try_from(*t).ok()))
-                .collect()
+/// What the rows should have been.
+#[derive(Clone, Debug)]
+struct Targets {
+    /// Per row the class, or [`IGNORED`].
+    classes: Arc<[usize]>,
+    /// Rows that are not ignored, at least 1.
+    counted: usize,
+    smoothing: f32,
+}
+
+/// Stands for the class of a row that counts for nothing.
+const IGNORED: usize = usize::MAX;
+
+impl Targets {
+    /// Reads them, whatever integer type the device keeps them in.
+    fn new(targets: FlexTensor, classes: usize, options: CrossEntropyOptions) -> Self {
+        let check = |target: i64| {
+            if options.ignore == Some(target) {
+                return IGNORED;
+            }
+            let class = usize::try_from(target)
+                .ok()
+                .filter(|class| *class < classes);
+            class.unwrap_or_else(|| {
+                panic!("cross_entropy: a target is not one of {classes} classes")
+            })
         };
-    }
-    match targets.dtype() {
-        DType::I64 => read!(i64),
-        DType::I32 => read!(i32),
-        DType::I16 => read!(i16),
-        DType::I8 => read!(i8),
-        DType::U64 => read!(u64),
-        DType::U32 => read!(u32),
-        DType::U16 => read!(u16),
-        DType::U8 => read!(u8),
-        other => panic!("cross_entropy: targets must be integers, not {other:?}"),
+        let classes: Arc<[usize]> = integers(targets).into_iter().map(check).collect();
+        let counted = classes.iter().filter(|class| **class != IGNORED).count();
+        Self {
+            classes,
+            counted: counted.max(1),
+            smoothing: options.label_smoothing as f32,
+        }
     }
 }
 
 /// The loss, and of each row the logarithm of the sum of exponentials.
-fn forward(logits: FlexTensor, targets: &[usize]) -> (FlexTensor, Vec<f32>) {
+fn forward(logits: FlexTensor, targets: &Targets) -> (FlexTensor, Vec<f32>) {
     let classes = logits.shape()[1];
     let logits = contiguous(logits);
     let (isa, logits): (_, &[f32]) = (Isa::detect(), logits.storage());
-    let totals: Vec<f32> = logits
+    let smoothing = targets.smoothing;
+    let row = |(row, class): (&[f32], &usize)| {
+        if *class == IGNORED {
+            return (0.0, 0.0);
+        }
+        let total = log_sum_exp(isa, row);
+        let mean = match smoothing {
+            0.0 => 0.0,
+            _ => add_up(isa, row) / classes as f32,
+        };
+        let expected = (1.0 - smoothing) * row[*class] + smoothing * mean;
+        (total, total - expected)
+    };
+    let (totals, losses): (Vec<f32>, Vec<f32>) = logits
         .par_chunks_exact(classes)
         .with_min_len(8)
-        .map(|row| log_sum_exp(isa, row))
-        .collect();
-    let rows = logits.chunks_exact(classes).zip(&totals).zip(targets);
-    let loss: f64 = rows
-        .map(|((row, total), target)| f64::from(total - row[*target]))
-        .sum();
-    (
-        flex_tensor(vec![(loss / targets.len() as f64) as f32], &[1]),
-        totals,
-    )
+        .zip(&*targets.classes)
+        .map(row)
+        .unzip();
+    let loss: f64 = losses.into_iter().map(f64::from).sum();
+    let mean = (loss / targets.counted as f64) as f32;
+    (flex_tensor(vec![mean], &[1]), totals)
+}
+
+vectorized! {
+    fn add_up(row: &[f32]) -> f32 {
+        sum(row.len(), |i| row[i])
+    }
 }
 
 vectorized! {
@@ -140,9 +228,10 @@ vectorized! {
 struct LossBackward;
 
 impl Backward<Flex, 1> for LossBackward {
-    type State = (NodeId, Arc<[usize]>, Arc<[f32]>);
+    type State = (NodeId, Targets, Arc<[f32]>);
 
-    /// The gradient of a logit is its probability, less one for the target, over the rows.
+    /// The gradient of a logit is its probability, less that of the (smoothed) target, over the
+    /// rows.
     fn backward(
         self,
         ops: Ops<Self::State, 1>,
@@ -153,27 +242,42 @@ impl Backward<Flex, 1> for LossBackward {
         let logits = contiguous(checkpointer.retrieve_node_output::<FlexTensor>(logits));
         let grad = contiguous(grads.consume::<Flex>(&ops.node));
         let [Some(node)] = ops.parents else { return };
-        let scale = grad.storage::<f32>()[0] / targets.len() as f32;
+        let scale = grad.storage::<f32>()[0] / targets.counted as f32;
         let (isa, shape) = (Isa::detect(), logits.shape());
         let classes = shape[1];
-        let mut out = vec![0.0; targets.len() * classes];
-        out.par_chunks_exact_mut(classes)
-            .with_min_len(8)
-            .zip(logits.storage::<f32>().par_chunks_exact(classes))
-            .zip(&*targets)
-            .zip(&*totals)
-            .for_each(|(((out, row), target), total)| {
-                probabilities(isa, row, *total, scale, out);
-                out[*target] -= scale;
-            });
+        let smoothing = targets.smoothing;
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            out.par_chunks_exact_mut(classes)
+                .with_min_len(8)
+                .zip(logits.storage::<f32>().par_chunks_exact(classes))
+                .zip(&*targets.classes)
+                .zip(&*totals)
+                .for_each(|(((out, row), class), total)| {
+                    if *class == IGNORED {
+                        out.fill(MaybeUninit::new(0.0));
+                        return;
+                    }
+                    probabilities(isa, row, *total, smoothing / classes as f32, scale, out);
+                    let chosen = exp(row[*class] - total) - smoothing / classes as f32;
+                    out[*class].write(scale * (chosen - (1.0 - smoothing)));
+                });
+        };
+        // SAFETY: every row is written from its start to its end.
+        let out = unsafe { written(targets.classes.len() * classes, write) };
         grads.register::<Flex>(node.id, flex_tensor(out, &shape));
     }
 }
 
 vectorized! {
-    fn probabilities(row: &[f32], total: f32, scale: f32, out: &mut [f32]) {
+    fn probabilities(
+        row: &[f32],
+        total: f32,
+        less: f32,
+        scale: f32,
+        out: &mut [MaybeUninit<f32>],
+    ) {
         for (out, logit) in out.iter_mut().zip(row) {
-            *out = scale * exp(logit - total);
+            out.write(scale * (exp(logit - total) - less));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the operators share at the border between Burn's tensors and flat slices.
 
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, DispatchTensorKind, ExtensionType, TensorMetadata};
@@ -59,7 +60,47 @@ pub(crate) fn flex_tensor(values: Vec<f32>, shape: &[usize]) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(values, shape.to_vec()))
 }
 
+/// The numbers of an integer tensor, whatever type the device keeps them in. One beyond `i64` becomes
+/// the largest of those.
+pub(crate) fn integers(tensor: FlexTensor) -> Vec<i64> {
+    let tensor = contiguous(tensor);
+    macro_rules! read {
+        ($type:ty) => {{
+            let numbers = tensor.storage::<$type>().iter();
+            numbers
+                .map(|number| i64::try_from(*number).unwrap_or(i64::MAX))
+                .collect()
+        }};
+    }
+    match tensor.dtype() {
+        DType::I64 => read!(i64),
+        DType::I32 => read!(i32),
+        DType::I16 => read!(i16),
+        DType::I8 => read!(i8),
+        DType::U64 => read!(u64),
+        DType::U32 => read!(u32),
+        DType::U16 => read!(u16),
+        DType::U8 => read!(u8),
+        other => panic!("expected integers, not {other:?}"),
+    }
+}
+
 /// Row-major, without a copy where it already is; uniquely owned if `tensor` was.
 pub(crate) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     tensor.to_contiguous()
+}
+
+/// `len` numbers that `write` computes.
+///
+/// Memory is not zeroed first: for an operator that only moves numbers, that would be a third pass
+/// over them.
+///
+/// # Safety
+/// `write` writes every one of them.
+pub(crate) unsafe fn written(len: usize, write: impl FnOnce(&mut [MaybeUninit<f32>])) -> Vec<f32> {
+    let mut values = Vec::with_capacity(len);
+    write(&mut values.spare_capacity_mut()[..len]);
+    // SAFETY: the capacity is at least `len`, and by the contract all are initialised.
+    unsafe { values.set_len(len) };
+    values
 }

@@ -1,12 +1,17 @@
 //! Matrix products between strided parts of flat slices.
 
+use burn_flex::FlexTensor;
+
 /// A matrix somewhere in memory: element `(i, j)` is at `i * strides[0] + j * strides[1]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix {
-    data: *mut f32,
-    size: [usize; 2],
-    strides: [usize; 2],
+    pub(crate) data: *mut f32,
+    pub(crate) size: [usize; 2],
+    pub(crate) strides: [usize; 2],
 }
+
+// SAFETY: a pointer to plain numbers; whoever reads or writes through it vouches for the access.
+unsafe impl Sync for Matrix {}
 
 impl Matrix {
     /// `size` numbers of `values` from `start` on, rows `stride` apart, to read.
@@ -58,12 +63,48 @@ impl Matrix {
         }
     }
 
+    /// Two-dimensional `tensor` where it lies, to read.
+    ///
+    /// # Panics
+    /// If it is empty or reversed.
+    pub(crate) fn of_tensor(tensor: &FlexTensor) -> Self {
+        let (values, layout) = (tensor.storage::<f32>(), tensor.layout());
+        let strides = layout.strides();
+        let [rows, cols] = [0, 1].map(|i| layout.shape()[i]);
+        let [row, col] = [0, 1].map(|i| usize::try_from(strides[i]).expect("a reversed matrix"));
+        assert!(rows > 0 && cols > 0, "not a matrix");
+        let last = layout.start_offset() + (rows - 1) * row + (cols - 1) * col;
+        assert!(last < values.len(), "matrix out of bounds");
+        Self {
+            data: values[layout.start_offset()..].as_ptr().cast_mut(),
+            size: [rows, cols],
+            strides: [row, col],
+        }
+    }
+
     fn check(len: usize, start: usize, [rows, cols]: [usize; 2], stride: usize) {
         assert!(rows > 0 && cols > 0 && cols <= stride, "not a matrix");
         assert!(
             start + (rows - 1) * stride + cols <= len,
             "matrix out of bounds"
         );
+    }
+
+    /// `size` elements from `first` on.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub(crate) fn part(self, first: [usize; 2], size: [usize; 2]) -> Self {
+        assert!(
+            (0..2).all(|i| first[i] + size[i] <= self.size[i] && size[i] > 0),
+            "part out of bounds"
+        );
+        // SAFETY: the first element is inside the matrix, as just checked.
+        let data = unsafe {
+            self.data
+                .add(first[0] * self.strides[0] + first[1] * self.strides[1])
+        };
+        Self { data, size, ..self }
     }
 
     /// Rows and columns exchanged.

@@ -1,6 +1,7 @@
 //! Layer norm (Ba et al. 2016, arXiv:1607.06450) and RMS norm (Zhang and Sennrich 2019,
 //! arXiv:1910.07467) over the last dimension.
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
@@ -14,7 +15,7 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{sum, vectorized};
 use crate::simd::Isa;
 
@@ -194,12 +195,15 @@ fn forward(
         }
     };
     let (isa, d) = (Isa::detect(), gamma.len());
-    let mut out = vec![0.0; x.len()];
     let mut moments = vec![Moments::default(); x.len() / d];
-    out.par_chunks_mut(ROWS * d)
-        .zip(x.par_chunks(ROWS * d))
-        .zip(moments.par_chunks_mut(ROWS))
-        .for_each(|((out, x), moments)| forward_rows(isa, norm, x, gamma, beta, moments, out));
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        out.par_chunks_mut(ROWS * d)
+            .zip(x.par_chunks(ROWS * d))
+            .zip(moments.par_chunks_mut(ROWS))
+            .for_each(|((out, x), moments)| forward_rows(isa, norm, x, gamma, beta, moments, out));
+    };
+    // SAFETY: every row is written from its start to its end.
+    let out = unsafe { written(x.len(), write) };
     (flex_tensor(out, &shape), moments)
 }
 
@@ -210,7 +214,7 @@ vectorized! {
         gamma: &[f32],
         beta: &[f32],
         moments: &mut [Moments],
-        out: &mut [f32],
+        out: &mut [MaybeUninit<f32>],
     ) {
         let d = gamma.len();
         let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
@@ -223,7 +227,7 @@ vectorized! {
             let scale = 1.0 / (variance + norm.epsilon).sqrt();
             *moments = Moments { mean, scale };
             for (((out, x), gamma), beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
-                *out = (x - mean) * scale * gamma + beta;
+                out.write((x - mean) * scale * gamma + beta);
             }
         }
     }

@@ -47,6 +47,12 @@ impl Isa {
         found
     }
 
+    /// Whether this machine multiplies pairs of bf16 (AVX512-BF16: Zen 4, Cooper Lake and later).
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_bf16() -> bool {
+        is_x86_feature_detected!("avx512bf16")
+    }
+
     /// Numbers per vector.
     pub(crate) fn lanes(self) -> usize {
         match self {
@@ -75,6 +81,12 @@ pub(crate) trait Lanes {
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a + b`
+    unsafe fn sum(a: Self::V, b: Self::V) -> Self::V;
+    /// Of each pair of bf16, the one in the upper half.
+    unsafe fn upper(pairs: Self::V) -> Self::V;
+    /// Of each pair of bf16, the one in the lower half.
+    unsafe fn lower(pairs: Self::V) -> Self::V;
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -120,6 +132,21 @@ mod x86 {
         unsafe fn mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
+        #[inline(always)]
+        unsafe fn sum(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn upper(pairs: __m512) -> __m512 {
+            unsafe {
+                let mask = _mm512_set1_epi32(0xffff_0000_u32.cast_signed());
+                _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(pairs), mask))
+            }
+        }
+        #[inline(always)]
+        unsafe fn lower(pairs: __m512) -> __m512 {
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(pairs))) }
+        }
     }
 
     pub(crate) struct Avx2;
@@ -155,6 +182,21 @@ mod x86 {
         #[inline(always)]
         unsafe fn mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn sum(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_add_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn upper(pairs: __m256) -> __m256 {
+            unsafe {
+                let mask = _mm256_set1_epi32(0xffff_0000_u32.cast_signed());
+                _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(pairs), mask))
+            }
+        }
+        #[inline(always)]
+        unsafe fn lower(pairs: __m256) -> __m256 {
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(pairs))) }
         }
     }
 }
@@ -202,5 +244,17 @@ impl Lanes for Portable {
             };
         }
         c
+    }
+    #[inline(always)]
+    unsafe fn sum(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn upper(pairs: [f32; 4]) -> [f32; 4] {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    unsafe fn lower(pairs: [f32; 4]) -> [f32; 4] {
+        pairs.map(|pair| f32::from_bits(pair.to_bits() << 16))
     }
 }

@@ -75,12 +75,8 @@ fn rows() {
 #[test]
 fn attention() {
     let qkv = tensor([2, 70, 40], 1, &Device::flex());
-    for causal in [true, false] {
-        let options = AttentionOptions {
-            n_heads: 6,
-            n_kv_heads: 2,
-            causal,
-        };
+    let patterns = [AttentionOptions::causal, AttentionOptions::full];
+    for options in patterns.map(|pattern| pattern(6, 2)) {
         assert_agree(
             self_attention(qkv.clone(), options),
             self_attention(wide(&qkv), options),

@@ -1,8 +1,11 @@
 //! Activations, norms and the loss against the same built of Burn's operators.
 
 use burn::tensor::activation::{self, log_softmax, sigmoid};
-use burn::tensor::{Device, Int, Tensor, TensorData, Tolerance};
-use maquette_kernels::{cross_entropy, gelu_tanh, layer_norm, leaky_relu, relu, rms_norm, silu};
+use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, Tolerance};
+use maquette_kernels::{
+    CrossEntropyOptions, cross_entropy, cross_entropy_with, embedding, gelu, gelu_tanh, layer_norm,
+    leaky_relu, relu, rms_norm, silu,
+};
 
 mod support;
 use support::tensor;
@@ -43,6 +46,8 @@ fn activations_agree_with_their_definitions() {
         assert_close(&curve(relu, shape), &plain, "relu");
         let plain = curve(|x| activation::leaky_relu(x, 0.2), shape);
         assert_close(&curve(|x| leaky_relu(x, 0.2), shape), &plain, "leaky relu");
+        let exact = curve(activation::gelu, shape);
+        assert_close(&curve(gelu, shape), &exact, "exact gelu");
     }
 }
 
@@ -125,6 +130,86 @@ fn the_loss_agrees_with_its_definition() {
             "cross-entropy",
         );
     }
+}
+
+#[test]
+fn smoothed_and_ignored_targets_agree_with_the_composed_form() {
+    for (rows, classes) in [(1, 1), (5, 3), (77, 65), (9, 1000)] {
+        for label_smoothing in [0.0, 0.1, 1.0] {
+            for ignore in [None, Some(-100), Some(0)] {
+                let options = CrossEntropyOptions {
+                    label_smoothing,
+                    ignore,
+                };
+                let targets: Vec<i64> = (0..rows)
+                    .map(|i| match ignore {
+                        Some(ignore) if i % 3 == 1 => ignore,
+                        _ => (i * 7 % classes) as i64,
+                    })
+                    .collect();
+                let on = |wide: bool| {
+                    let device = Device::flex().autodiff();
+                    let leaf = (tensor([rows, classes], 1, &device) * 9.0).require_grad();
+                    let logits = match wide {
+                        true => leaf.clone().cast(FloatDType::F64),
+                        false => leaf.clone(),
+                    };
+                    let targets = TensorData::new(targets.clone(), [rows]);
+                    let targets = Tensor::from_data(targets, &device);
+                    let loss = cross_entropy_with(logits, targets, options);
+                    let loss = loss.cast(FloatDType::F32);
+                    let grads = (loss.clone() * 3.0).backward();
+                    [
+                        loss.into_data(),
+                        leaf.grad(&grads).expect("tracked").into_data(),
+                    ]
+                };
+                assert_close(&on(false), &on(true), &format!("{options:?}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_table_s_gradient_is_added_up_by_row() {
+    for (rows, d, shape) in [
+        (1, 1, [1, 1]),
+        (7, 5, [3, 11]),
+        (300, 40, [4, 9]),
+        (3, 17, [20, 50]),
+    ] {
+        let run = |fused: bool| {
+            let device = Device::flex().autodiff();
+            let table = tensor([d, rows], 1, &device).require_grad();
+            let indices: Vec<i64> = (0..shape[0] * shape[1])
+                .map(|i| (i * 31 % 101 % rows) as i64)
+                .collect();
+            let indices = Tensor::from_data(TensorData::new(indices, shape), &device);
+            let look_up = if fused {
+                embedding
+            } else {
+                burn::tensor::module::embedding
+            };
+            let out = look_up(table.clone().transpose(), indices);
+            let upstream = tensor(out.dims(), 2, &device);
+            let grads = (out.clone() * upstream).sum().backward();
+            [
+                out.into_data(),
+                table.grad(&grads).expect("tracked").into_data(),
+            ]
+        };
+        assert_close(&run(true), &run(false), "embedding");
+    }
+}
+
+#[test]
+#[should_panic(expected = "index 3 is not one of 3 rows")]
+fn a_table_names_an_index_it_has_not() {
+    let device = Device::flex();
+    embedding(
+        tensor([3, 2], 1, &device),
+        Tensor::from_ints([[3]], &device),
+    );
 }
 
 #[test]

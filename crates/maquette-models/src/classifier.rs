@@ -3,14 +3,13 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, DropoutConfig, Linear, LinearConfig},
+    nn::{Dropout, DropoutConfig},
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    Conv2d, Conv2dConfig, InitScheme, cross_entropy,
+    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, cross_entropy,
     init::initialise,
     norm::{Activation, GroupNorm},
-    relu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -121,7 +120,8 @@ impl Classifier {
     pub fn features(&self, x: Tensor<4>) -> Tensor<2> {
         let stage = |x, stage: &Stage| stage.norm.forward(stage.conv.forward(x), Activation::Silu);
         let x = self.stages.iter().fold(x, stage);
-        relu(self.hidden.forward(x.flatten(1, 3)))
+        self.hidden
+            .forward_through(x.flatten::<2>(1, 3), Curve::Relu)
     }
 
     /// # Shapes

@@ -8,15 +8,16 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig, Linear, LinearConfig},
+    nn::{Embedding, EmbeddingConfig},
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    Attention, AttentionConfig, InitScheme, KvCache, Mlp, MlpConfig, MlpKind, Norm, NormConfig,
-    NormKind, Rope,
+    Attention, AttentionConfig, Dropout, InitScheme, KvCache, Linear, LinearConfig, Mlp, MlpConfig,
+    MlpKind, Norm, NormConfig, NormKind, Rope,
     attention::AttentionContext,
-    cross_entropy,
+    cross_entropy, embedding,
     init::{Fill, Slot, initialise},
+    project,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -207,7 +208,7 @@ impl GptConfig {
         Gpt {
             tokens: embedding(self.vocab_size),
             positions: (!rotary).then(|| embedding(self.seq_len)),
-            dropout: DropoutConfig::new(self.dropout).init(),
+            dropout: Dropout::new(self.dropout),
             blocks: (0..self.n_layers)
                 .map(|_| self.block(&norm, device))
                 .collect(),
@@ -237,7 +238,7 @@ impl GptConfig {
             attention: attention.init(device),
             mlp_norm: norm.init(device),
             mlp: mlp.init(device),
-            dropout: DropoutConfig::new(self.dropout).init(),
+            dropout: Dropout::new(self.dropout),
         }
     }
 
@@ -273,9 +274,9 @@ impl Block {
         let mixed = self
             .attention
             .forward(self.attention_norm.forward(x.clone()), context);
-        let x = x + self.dropout.forward(mixed);
+        let x = self.dropout.forward_onto(mixed, x);
         let hidden = self.mlp.forward(self.mlp_norm.forward(x.clone()));
-        x + self.dropout.forward(hidden)
+        self.dropout.forward_onto(hidden, x)
     }
 }
 
@@ -345,7 +346,7 @@ impl Gpt {
             "{past} + {seq} tokens exceed the context of {}; start again from the last ones",
             self.seq_len
         );
-        let mut x = self.tokens.forward(tokens);
+        let mut x = embedding(self.tokens.weight.val(), tokens);
         if let Some(positions) = &self.positions {
             x = x + positions.weight.val().narrow(0, past, seq).unsqueeze::<3>();
         }
@@ -365,14 +366,7 @@ impl Gpt {
     fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(hidden),
-            None => {
-                let [batch, seq, d_model] = hidden.dims();
-                let logits = hidden
-                    .reshape([batch * seq, d_model])
-                    .matmul(self.tokens.weight.val().transpose());
-                let [_, vocab] = logits.dims();
-                logits.reshape([batch, seq, vocab])
-            }
+            None => project(hidden, self.tokens.weight.val().transpose(), None, None),
         }
     }
 }

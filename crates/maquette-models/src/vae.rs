@@ -5,10 +5,12 @@ use std::f64::consts::PI;
 
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
     tensor::{Device, Tensor, TensorData, activation::sigmoid},
 };
-use maquette_nn::{Conv2d, Conv2dConfig, InitScheme, conv::upsample, init::initialise, relu};
+use maquette_nn::{
+    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, conv::upsample,
+    init::initialise, relu,
+};
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
 
@@ -258,7 +260,7 @@ impl Vae {
             .encoder
             .linears
             .iter()
-            .fold(x, |x, linear| relu(linear.forward(x)));
+            .fold(x, |x, linear| linear.forward_through(x, Curve::Relu));
         let d_latent = self.config.d_latent;
         let out = self.posterior.forward(x);
         Posterior {
@@ -289,10 +291,10 @@ impl Vae {
         let (linears, convs) = (&self.decoder.linears, &self.decoder.convs);
         let mut x = z;
         for (i, linear) in linears.iter().enumerate() {
-            x = linear.forward(x);
-            if i + 1 < linears.len() {
-                x = relu(x);
-            }
+            x = match i + 1 < linears.len() {
+                true => linear.forward_through(x, Curve::Relu),
+                false => linear.forward(x),
+            };
         }
         if convs.is_empty() {
             return x;

@@ -2,11 +2,12 @@
 
 use burn::{
     module::Module,
-    nn::{Dropout, DropoutConfig, Linear, LinearConfig},
     tensor::{Device, Tensor, TensorData, activation::softmax},
 };
 use maquette_kernels::{AttentionOptions, self_attention};
 
+use crate::dropout::Dropout;
+use crate::linear::{Linear, LinearConfig};
 use crate::rope::Rope;
 
 /// Configuration of [`Attention`].
@@ -37,7 +38,7 @@ impl AttentionConfig {
         Attention {
             qkv: linear(self.d_model, d_qkv),
             proj: linear(self.d_model, self.d_model),
-            dropout: DropoutConfig::new(self.dropout).init(),
+            dropout: Dropout::new(self.dropout),
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
             d_head,
@@ -89,10 +90,8 @@ impl Attention {
             let v = self.heads(&qkv, values, self.n_kv_heads);
             seen = Some(cache.extend(layer, k, v));
         }
-        // 3. Mix. The fused kernel knows neither dropout nor a past.
-        let training = qkv.device().is_autodiff() && self.dropout.training.is_enabled();
-        let drops = training && self.dropout.prob > 0.0;
-        let mixed = if drops || context.past > 0 {
+        // 3. Mix. The fused kernel knows no past.
+        let mixed = if context.past > 0 {
             let (k, v) = seen.unwrap_or_else(|| {
                 let part = |first| self.heads(&qkv, first, self.n_kv_heads);
                 (part(keys), part(values))
@@ -109,6 +108,8 @@ impl Attention {
                 n_heads: self.n_heads,
                 n_kv_heads: self.n_kv_heads,
                 causal: context.causal,
+                window: None,
+                dropout: self.dropout.draw(&qkv.device()),
             };
             self_attention(qkv, options)
         };
@@ -158,8 +159,7 @@ impl Attention {
             Some(mask) => scores + mask.unsqueeze::<4>(),
             None => scores,
         };
-        let weights = self.dropout.forward(softmax(scores, 3));
-        weights
+        softmax(scores, 3)
             .reshape([batch, self.n_kv_heads, rows, seen])
             .matmul(v)
             .reshape([batch, self.n_heads, seq, self.d_head])

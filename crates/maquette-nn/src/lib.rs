@@ -1,14 +1,16 @@
 //! Layers that three or more model families share.
 //!
-//! Burn's own layers (`Linear`, `Embedding`, `Dropout`) are used where they are right. What stands
-//! here is what they lack: attention with rotary positions, grouped queries and a cache; norms and
-//! a convolution that call our kernels; initialisation from a passed generator with parameter
+//! Burn's own layers are used where they are right. What stands here is what they lack: attention
+//! with rotary positions, grouped queries and a cache; linear layers, dropout, norms and a
+//! convolution that call our kernels; initialisation from a passed generator with parameter
 //! identities that survive a restart; moving averages of parameters.
 
 pub mod attention;
 pub mod conv;
+pub mod dropout;
 pub mod ema;
 pub mod init;
+pub mod linear;
 pub mod lstm;
 pub mod mlp;
 pub mod norm;
@@ -16,12 +18,17 @@ pub mod rope;
 pub mod spectral;
 pub mod time;
 
-pub use maquette_kernels::{cross_entropy, gelu_tanh, leaky_relu, optimizer, relu, silu};
+pub use maquette_kernels::{
+    Precision, autocast, cross_entropy, embedding, gelu_tanh, leaky_relu, linear as project,
+    optimizer, relu, silu,
+};
 
 pub use attention::{Attention, AttentionConfig, KvCache};
 pub use conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
+pub use dropout::Dropout;
 pub use ema::Ema;
 pub use init::InitScheme;
+pub use linear::{Curve, Linear, LinearConfig};
 pub use lstm::{Lstm, LstmConfig, LstmState};
 pub use mlp::{Mlp, MlpConfig, MlpKind};
 pub use norm::{BatchNorm, Norm, NormConfig, NormKind};

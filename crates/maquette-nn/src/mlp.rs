@@ -2,11 +2,11 @@
 
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
     tensor::{Device, Tensor},
 };
-use maquette_kernels::{gelu_tanh, silu};
 use serde::{Deserialize, Serialize};
+
+use crate::linear::{Curve, Linear, LinearConfig};
 
 /// What stands between the two projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +64,8 @@ impl Mlp {
     /// - input, output: `[..., d_model]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.gate {
-            Some(gate) => silu(gate.forward(x.clone())) * self.up.forward(x),
-            None => gelu_tanh(self.up.forward(x)),
+            Some(gate) => gate.forward_through(x.clone(), Curve::Silu) * self.up.forward(x),
+            None => self.up.forward_through(x, Curve::GeluTanh),
         };
         self.down.forward(hidden)
     }

@@ -2,10 +2,10 @@
 
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
     tensor::{Device, Tensor, TensorData},
 };
-use maquette_kernels::silu;
+
+use crate::linear::{Curve, Linear, LinearConfig};
 
 /// Sines and cosines of `t` at `d / 2` wavelengths from `2 pi` to `10,000 * 2 pi` (Vaswani et al.
 /// 2017, as used by Ho et al. 2020).
@@ -45,7 +45,8 @@ impl TimeEmbedding {
     /// - output: `[batch, d_out]`
     pub fn forward(&self, t: Tensor<1>) -> Tensor<2> {
         let features = sinusoidal(t, self.d_features);
-        self.outer.forward(silu(self.inner.forward(features)))
+        let hidden = self.inner.forward_through(features, Curve::Silu);
+        self.outer.forward(hidden)
     }
 }
 

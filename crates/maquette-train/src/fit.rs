@@ -6,6 +6,7 @@ use std::time::Instant;
 use burn::module::Module;
 use burn::optim::{GradientsAccumulator, GradientsParams, ModuleOptimizer};
 use burn::tensor::Device;
+use maquette_models::nn::autocast;
 use maquette_models::nn::ema::Ema;
 use maquette_rng::{Stream, seed_for};
 
@@ -217,7 +218,9 @@ fn gradient<M: Module, B>(
         at.state.stream = batch.stream.or(at.state.stream.take());
         plan.device
             .seed(seed_for(train.seed, Stream::Dropout, index));
+        let precision = autocast(train.precision.into());
         let loss = (task.loss)(&at.model, batch.data, index);
+        drop(precision);
         let parts = loss.parts.into_iter().chain([("loss", loss.total.clone())]);
         for (name, value) in parts {
             let value = f64::from(value.into_scalar::<f32>());

@@ -250,6 +250,26 @@ fn everything() -> String {
     "*".into()
 }
 
+/// The precision of a training step's matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionSpec {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// Factors rounded to bf16, sums in 32 bits; weights, norms and losses stay 32-bit.
+    Bf16,
+}
+
+impl From<PrecisionSpec> for maquette_models::nn::Precision {
+    fn from(spec: PrecisionSpec) -> Self {
+        match spec {
+            PrecisionSpec::F32 => Self::F32,
+            PrecisionSpec::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// `[train]`: the loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -265,6 +285,10 @@ pub struct LoopSpec {
     /// The seed of everything random in the run.
     #[serde(default)]
     pub seed: u64,
+    /// Precision of the matrix products of forward and backward pass: `f32`, or `bf16` for speed
+    /// (CPU). Validation and samples are always `f32`.
+    #[serde(default)]
+    pub precision: PrecisionSpec,
     /// Micro-batches whose gradients are averaged into one step.
     #[serde(default = "one")]
     pub grad_accumulation: u64,
@@ -328,6 +352,7 @@ impl LoopSpec {
             epochs: None,
             batch,
             seed,
+            precision: PrecisionSpec::F32,
             grad_accumulation: 1,
             clip_norm: None,
             clip_value: None,

@@ -255,6 +255,28 @@ fn a_folder_of_pictures_is_streamed_and_resumed_where_it_was() {
 }
 
 #[test]
+fn bf16_is_part_of_the_recipe_and_resumes_in_the_same_bytes() {
+    let bench = Bench::new();
+    let bf16 = "--set train.precision=bf16";
+    bench.run("train tiny.toml --out exact -q").succeeds();
+    bench
+        .run(&format!("train tiny.toml --out whole -q {bf16}"))
+        .succeeds();
+    assert_ne!(bench.weights("exact"), bench.weights("whole"));
+    let recipe = fs::read_to_string(bench.path("whole/recipe.toml")).unwrap();
+    assert!(recipe.contains("precision = \"bf16\""), "{recipe}");
+    bench
+        .run(&format!("train tiny.toml --out cut -q {bf16}"))
+        .succeeds();
+    bench.cut_after_the_first_checkpoint("cut");
+    bench.run("train --resume cut -q").succeeds();
+    assert_eq!(bench.weights("whole"), bench.weights("cut"));
+    bench
+        .run("train tiny.toml --set train.precision=fp8")
+        .fails(2, &["train.precision", "fp8", "bf16"]);
+}
+
+#[test]
 fn recipes_that_cannot_be_used() {
     let bench = Bench::new();
     bench

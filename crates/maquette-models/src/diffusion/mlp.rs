@@ -2,11 +2,11 @@
 
 use burn::{
     module::Module,
-    nn::{Embedding, EmbeddingConfig, Linear, LinearConfig},
+    nn::{Embedding, EmbeddingConfig},
     tensor::{Device, Int, Tensor, TensorData},
 };
 use maquette_nn::{
-    InitScheme, TimeEmbedding,
+    InitScheme, Linear, LinearConfig, TimeEmbedding,
     init::{Fill, Slot, initialise},
     silu,
 };

@@ -11,20 +11,17 @@ use serde_json::json;
 
 use super::suites::{self, Step};
 use crate::args::{BenchWorkerArgs, Precision};
-use crate::errors::Usage;
 
 /// Steps that are not counted: start-up, first allocations.
 const WARM_UP: u64 = 3;
 
 /// Answers until stdin ends.
 pub(crate) fn run(args: &BenchWorkerArgs) -> miette::Result<()> {
-    if args.precision == Precision::Bf16 {
-        return Err(Usage::new(
-            "--precision bf16: there are no bf16 kernels yet",
-            "leave it out",
-        )
-        .into());
-    }
+    let precision = match args.precision {
+        Precision::F32 => maquette::kernels::Precision::F32,
+        Precision::Bf16 => maquette::kernels::Precision::Bf16,
+    };
+    let _precision = maquette::kernels::autocast(precision);
     let suite = suites::prepare(args.suite);
     let mut taken = 0;
     let mut step: Step = suite.step;

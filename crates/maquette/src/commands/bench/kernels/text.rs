@@ -29,11 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         let size = batch * seq * d;
         let name = |what: &str| format!("{what} [{batch}, {seq}, {d}]");
         let qkv = random([batch, seq, 3 * d]);
-        let options = AttentionOptions {
-            n_heads,
-            n_kv_heads: n_heads,
-            causal: true,
-        };
+        let options = AttentionOptions::causal(n_heads, n_heads);
         // Two products forward, five backward (the scores again), each over the seen half.
         cases.push(Case::new(
             format!("{}, both ways", name("causal attention")),
