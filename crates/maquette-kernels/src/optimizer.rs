@@ -352,17 +352,10 @@ impl FusedOptimizer for Flex {
         constants: AdamConstants,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let isa = Isa::detect();
-        let [mut parameter, mut first, mut second] = [parameter, first, second].map(contiguous);
-        let grad = contiguous(grad);
-        (
-            chunks_mut(&mut parameter),
-            chunks(&grad),
-            chunks_mut(&mut first),
-            chunks_mut(&mut second),
-        )
-            .into_par_iter()
-            .for_each(|(p, g, m, v)| adam_pass(isa, p, g, m, v, constants));
-        (parameter, first, second)
+        let [p, m, v] = sweep([parameter, first, second], grad, |[p, m, v], g| {
+            adam_pass(isa, p, g, m, v, constants)
+        });
+        (p, m, v)
     }
 
     fn fused_descent(
@@ -371,11 +364,10 @@ impl FusedOptimizer for Flex {
         constants: SgdConstants,
     ) -> FlexTensor {
         let isa = Isa::detect();
-        let (mut parameter, grad) = (contiguous(parameter), contiguous(grad));
-        (chunks_mut(&mut parameter), chunks(&grad))
-            .into_par_iter()
-            .for_each(|(p, g)| descent_pass(isa, p, g, constants));
-        parameter
+        let [p] = sweep([parameter], grad, |[p], g| {
+            descent_pass(isa, p, g, constants)
+        });
+        p
     }
 
     fn fused_momentum(
@@ -385,16 +377,10 @@ impl FusedOptimizer for Flex {
         constants: SgdConstants,
     ) -> (FlexTensor, FlexTensor) {
         let isa = Isa::detect();
-        let [mut parameter, mut velocity] = [parameter, velocity].map(contiguous);
-        let grad = contiguous(grad);
-        (
-            chunks_mut(&mut parameter),
-            chunks(&grad),
-            chunks_mut(&mut velocity),
-        )
-            .into_par_iter()
-            .for_each(|(p, g, u)| momentum_pass(isa, p, g, u, constants));
-        (parameter, velocity)
+        let [p, u] = sweep([parameter, velocity], grad, |[p, u], g| {
+            momentum_pass(isa, p, g, u, constants)
+        });
+        (p, u)
     }
 
     fn fused_rmsprop(
@@ -404,16 +390,10 @@ impl FusedOptimizer for Flex {
         constants: RmsPropConstants,
     ) -> (FlexTensor, FlexTensor) {
         let isa = Isa::detect();
-        let [mut parameter, mut squares] = [parameter, squares].map(contiguous);
-        let grad = contiguous(grad);
-        (
-            chunks_mut(&mut parameter),
-            chunks(&grad),
-            chunks_mut(&mut squares),
-        )
-            .into_par_iter()
-            .for_each(|(p, g, s)| rmsprop_pass(isa, p, g, s, constants));
-        (parameter, squares)
+        let [p, s] = sweep([parameter, squares], grad, |[p, s], g| {
+            rmsprop_pass(isa, p, g, s, constants)
+        });
+        (p, s)
     }
 
     fn fused_rmsprop_momentum(
@@ -424,54 +404,89 @@ impl FusedOptimizer for Flex {
         constants: RmsPropConstants,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let isa = Isa::detect();
-        let [mut parameter, mut squares, mut velocity] =
-            [parameter, squares, velocity].map(contiguous);
-        let grad = contiguous(grad);
-        (
-            chunks_mut(&mut parameter),
-            chunks(&grad),
-            chunks_mut(&mut squares),
-            chunks_mut(&mut velocity),
-        )
-            .into_par_iter()
-            .for_each(|(p, g, s, u)| rmsprop_momentum_pass(isa, p, g, s, u, constants));
-        (parameter, squares, velocity)
+        let [p, s, u] = sweep([parameter, squares, velocity], grad, |[p, s, u], g| {
+            rmsprop_momentum_pass(isa, p, g, s, u, constants)
+        });
+        (p, s, u)
     }
 
     fn fused_lerp(from: FlexTensor, to: FlexTensor, rate: f32) -> FlexTensor {
         let isa = Isa::detect();
-        let (mut from, to) = (contiguous(from), contiguous(to));
-        (chunks_mut(&mut from), chunks(&to))
-            .into_par_iter()
-            .for_each(|(from, to)| lerp_pass(isa, from, to, rate));
+        let [from] = sweep([from], to, |[from], to| lerp_pass(isa, from, to, rate));
         from
     }
 
     fn fused_scale(x: FlexTensor, factor: f32) -> FlexTensor {
         let isa = Isa::detect();
         let mut x = contiguous(x);
-        chunks_mut(&mut x).for_each(|x| scale_pass(isa, x, factor));
+        split(
+            [values_mut(&mut x)],
+            &[],
+            &|[x]: [&mut [f32]; 1], _: &[f32]| scale_pass(isa, x, factor),
+        );
         x
     }
 
     fn fused_square_sum(x: FlexTensor) -> FlexTensor {
         let isa = Isa::detect();
         let x = contiguous(x);
+        let values = values(&x);
         // Parts of fixed size, added up in their order.
-        let parts: Vec<f32> = chunks(&x).map(|x| square_sum_pass(isa, x)).collect();
-        let total: f64 = parts.into_iter().map(f64::from).sum();
-        flex_tensor(vec![total as f32], &[1])
+        let total = if values.len() <= GRAIN {
+            square_sum_pass(isa, values)
+        } else {
+            let parts = values.par_chunks(GRAIN);
+            let parts: Vec<f32> = parts.map(|x| square_sum_pass(isa, x)).collect();
+            parts.into_iter().map(f64::from).sum::<f64>() as f32
+        };
+        flex_tensor(vec![total], &[1])
     }
 }
 
-fn chunks(x: &FlexTensor) -> rayon::slice::Chunks<'_, f32> {
-    let len = x.shape().num_elements();
-    x.storage()[..len].par_chunks(GRAIN)
+/// Runs `pass` over equal parts of all tensors, on all threads, changing `state` in place.
+fn sweep<const N: usize>(
+    state: [FlexTensor; N],
+    read: FlexTensor,
+    pass: impl Fn([&mut [f32]; N], &[f32]) + Sync,
+) -> [FlexTensor; N] {
+    let mut state = state.map(contiguous);
+    let read = contiguous(read);
+    split(state.each_mut().map(values_mut), values(&read), &pass);
+    state
 }
 
-fn chunks_mut(x: &mut FlexTensor) -> rayon::slice::ChunksMut<'_, f32> {
+/// Halves what is longer than a task; a short one does not leave the thread. `read` is as long as
+/// the others, or empty.
+fn split<const N: usize>(
+    state: [&mut [f32]; N],
+    read: &[f32],
+    pass: &(impl Fn([&mut [f32]; N], &[f32]) + Sync),
+) {
+    let len = state[0].len();
+    if len <= GRAIN {
+        return pass(state, read);
+    }
+    let middle = (len / 2).next_multiple_of(GRAIN);
+    let mut right: [&mut [f32]; N] = std::array::from_fn(|_| Default::default());
+    let mut halves = right.iter_mut();
+    let left = state.map(|state| {
+        let (left, rest) = state.split_at_mut(middle);
+        if let Some(half) = halves.next() {
+            *half = rest;
+        }
+        left
+    });
+    let (first, second) = read.split_at(middle.min(read.len()));
+    rayon::join(|| split(left, first, pass), || split(right, second, pass));
+}
+
+fn values(x: &FlexTensor) -> &[f32] {
+    &x.storage()[..x.shape().num_elements()]
+}
+
+fn values_mut(x: &mut FlexTensor) -> &mut [f32] {
     let len = x.shape().num_elements();
-    x.storage_mut()[..len].par_chunks_mut(GRAIN)
+    &mut x.storage_mut()[..len]
 }
 
 vectorized! {
