@@ -1,15 +1,16 @@
 //! The fused linear layer against the same built of Burn's operators, and against differences.
 
-use burn::tensor::activation::{gelu, relu, sigmoid};
+use burn::tensor::activation::{gelu, leaky_relu, relu, sigmoid};
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use maquette_kernels::{Curve, Precision, autocast, linear};
 
 mod support;
 use support::tensor;
 
-const CURVES: [Option<Curve>; 5] = [
+const CURVES: [Option<Curve>; 6] = [
     None,
     Some(Curve::Relu),
+    Some(Curve::LeakyRelu(0.2)),
     Some(Curve::Silu),
     Some(Curve::Gelu),
     Some(Curve::GeluTanh),
@@ -36,6 +37,7 @@ fn plain(
     match curve {
         None => z,
         Some(Curve::Relu) => relu(z),
+        Some(Curve::LeakyRelu(slope)) => leaky_relu(z, f64::from(slope)),
         Some(Curve::Silu) => z.clone() * sigmoid(z),
         Some(Curve::Gelu) => gelu(z),
         Some(Curve::GeluTanh) => {
@@ -128,7 +130,8 @@ fn relative(a: &TensorData, b: &TensorData) -> f64 {
 #[test]
 fn bf16_is_within_its_rounding() {
     // At a kink the least rounding turns a whole gradient off.
-    let smooth = |case: &Case| case.d_in > 16 && case.curve != Some(Curve::Relu);
+    let kinked = |curve| matches!(curve, Some(Curve::Relu | Curve::LeakyRelu(_)));
+    let smooth = |case: &Case| case.d_in > 16 && !kinked(case.curve);
     for case in cases().into_iter().filter(smooth) {
         let exact = run(case, true);
         let guard = autocast(Precision::Bf16);
