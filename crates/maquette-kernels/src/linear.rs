@@ -174,7 +174,7 @@ fn forward(
         isa: Isa::detect(),
         bias: bias.as_ref().map(|bias| bias.storage()),
         activation: job.activation,
-        active: keep.then(|| active.as_mut_ptr()),
+        active: keep.then_some(active.as_mut_ptr()),
         width: d_out,
     };
     // SAFETY: `forward_into` writes every number of the product.

@@ -189,7 +189,7 @@ fn gradients_match_finite_differences() {
         for index in 0..4 {
             let shift = |by: f32| {
                 let moved = bias.clone().narrow(0, index, 1) + by;
-                bias.clone().slice_assign([index..index + 1], moved)
+                bias.clone().slice_assign(index..index + 1, moved)
             };
             let loss = |by| loss(x.clone(), weight.clone(), shift(by));
             near(
