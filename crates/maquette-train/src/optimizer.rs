@@ -1,6 +1,6 @@
 //! From an [`OptimizerSpec`] to Burn's optimiser, with its parameter groups.
 //!
-//! Burn keeps the state of each parameter and saves it; the rules themselves ([`rules`]) are our
+//! Burn keeps the state of each parameter and saves it; the rules themselves (`rules`) are our
 //! one-pass kernels. Muon is Burn's own.
 
 use burn::module::{Module, ParamGroup};
