@@ -1,7 +1,7 @@
 //! The fused convolution against Burn's own: values and all three gradients.
 
 use burn::tensor::ops::ConvOptions;
-use burn::tensor::{Device, TensorData, Tolerance};
+use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use maquette_kernels::conv2d;
 
 mod support;
@@ -173,6 +173,44 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
         },
     ];
     cases.into_iter().for_each(assert_close);
+}
+
+#[test]
+fn gradients_are_the_slopes() {
+    let case = Case {
+        batch: 2,
+        channels: [16, 32],
+        size: [10, 12],
+        kernel: [3, 3],
+        stride: [1, 1],
+        padding: [1, 1],
+        bias: false,
+    };
+    let device = Device::flex();
+    let inputs = [
+        tensor([2, 16, 10, 12], 1, &device),
+        tensor([32, 16, 3, 3], 2, &device),
+    ];
+    let loss = |[x, weight]: [Tensor<4>; 2]| {
+        let out = conv2d(x, weight, None, case.stride, case.padding);
+        let weights = tensor(out.dims(), 4, &device);
+        (out * weights).sum().into_scalar::<f32>()
+    };
+    let results = run(case, true);
+    for which in 0..2 {
+        // Linear in each argument, so that a whole step is as good as a small one.
+        let step = tensor(inputs[which].dims(), 9, &device);
+        let mut moved = inputs.clone();
+        moved[which] = moved[which].clone() + step.clone();
+        let slope = loss(moved) - loss(inputs.clone());
+        let gradient = Tensor::<4>::from_data(results[1 + which].clone(), &device);
+        let expected = (gradient * step).sum().into_scalar::<f32>();
+        let error = (slope - expected).abs();
+        assert!(
+            error < 1e-3 * expected.abs().max(10.0),
+            "{slope}, {expected}"
+        );
+    }
 }
 
 #[test]

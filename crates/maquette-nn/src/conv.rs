@@ -5,7 +5,7 @@ use burn::{
     nn::Initializer,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::{conv_transpose2d, conv2d};
+use maquette_kernels::{conv_transpose2d, conv2d, upsample_nearest2d};
 
 /// Configuration of a [`Conv2d`] with a square kernel.
 #[derive(Debug, Clone, Copy)]
@@ -158,10 +158,7 @@ impl ConvTranspose2d {
 /// - input: `[batch, channels, height, width]`
 /// - output: `[batch, channels, 2 height, 2 width]`
 pub fn upsample(x: Tensor<4>) -> Tensor<4> {
-    let [batch, channels, height, width] = x.dims();
-    x.reshape([batch, channels, height, 1, width, 1])
-        .expand([batch, channels, height, 2, width, 2])
-        .reshape([batch, channels, 2 * height, 2 * width])
+    upsample_nearest2d(x, 2)
 }
 
 /// Moves each `patch` x `patch` square of pixels into channels.

@@ -24,14 +24,9 @@ pub(super) unsafe fn transpose(
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => {
-            let mut block = [[0.0f32; WIDTH]; WIDTH];
-            // SAFETY: the instructions were detected; the caller's bounds.
-            unsafe { x86::transpose(from, stride, [rows, cols], &mut block) };
             let count = if fill { WIDTH } else { rows };
-            for (j, column) in block.iter().enumerate().take(cols) {
-                // SAFETY: the caller's bounds.
-                unsafe { x86::store(to(j), column, count) };
-            }
+            // SAFETY: the instructions were detected; the caller's bounds.
+            unsafe { x86::transpose(from, stride, [rows, cols], count, to) };
         }
         _ => {
             for j in 0..cols {
@@ -60,13 +55,15 @@ mod x86 {
     }
 
     /// # Safety
-    /// The machine has AVX-512; `cols` floats are readable at each of `rows` rows.
+    /// The machine has AVX-512; `cols` floats are readable at each of `rows` rows, and `count`
+    /// writable at `to` of each column.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn transpose(
         from: *const f32,
         stride: usize,
         [rows, cols]: [usize; 2],
-        block: &mut [[f32; WIDTH]; WIDTH],
+        count: usize,
+        to: impl Fn(usize) -> *mut f32,
     ) {
         let keep = mask(cols);
         let mut r = [_mm512_setzero_ps(); WIDTH];
@@ -99,18 +96,11 @@ mod x86 {
             r[i] = _mm512_shuffle_f32x4(s[i], s[i + 8], 0x88);
             r[i + 8] = _mm512_shuffle_f32x4(s[i], s[i + 8], 0xdd);
         }
-        for (to, r) in block.iter_mut().zip(r) {
-            // SAFETY: sixteen floats of our own.
-            unsafe { _mm512_storeu_ps(to.as_mut_ptr(), r) };
+        let keep = mask(count);
+        for (j, r) in r.into_iter().enumerate().take(cols) {
+            // SAFETY: only the numbers of the mask are written.
+            unsafe { _mm512_mask_storeu_ps(to(j), keep, r) };
         }
-    }
-
-    /// # Safety
-    /// The machine has AVX-512; `count` floats are writable at `to`.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn store(to: *mut f32, from: &[f32; WIDTH], count: usize) {
-        // SAFETY: only the numbers of the mask are written.
-        unsafe { _mm512_mask_storeu_ps(to, mask(count), _mm512_loadu_ps(from.as_ptr())) };
     }
 }
 
