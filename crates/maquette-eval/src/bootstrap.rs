@@ -1,7 +1,7 @@
 //! How sure a figure is.
 
 use crate::EvalError;
-use crate::error::{at_least, within};
+use crate::error::{at_least, same, within};
 use maquette_rng::Rng;
 use maquette_rng::rand_distr::{Distribution, Uniform};
 use serde::Serialize;
@@ -47,14 +47,96 @@ pub fn bootstrap<T: Copy>(
             statistic(&sample)
         })
         .collect();
+    Ok(percentiles(statistic(data), &mut values, level))
+}
+
+/// Two systems compared on the same segments.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Comparison {
+    /// The baseline's score and its interval.
+    pub baseline: Interval,
+    /// The system's.
+    pub system: Interval,
+    /// The system's score less the baseline's.
+    pub difference: Interval,
+    /// How likely so large a difference, of either sign, is between equally good systems.
+    pub p_value: f64,
+}
+
+/// Paired bootstrap resampling (Koehn 2004, W04-3250): both systems scored on the same
+/// `resamples` draws of segments with replacement. The p-value is sacreBLEU's: the share of
+/// resamples whose absolute difference exceeds the mean of these by more than the absolute
+/// difference on all segments, one counted extra; but systems without a difference have 1.
+///
+/// `baseline[i]` and `system[i]` are what `score` needs to know of segment `i`: for corpus
+/// metrics the counts, for example `&BleuCounts`.
+///
+/// # Errors
+/// No segments, lists of different lengths, fewer than 100 resamples, or a level outside (0, 1).
+pub fn paired<T: Copy>(
+    baseline: &[T],
+    system: &[T],
+    score: impl Fn(&[T]) -> f64,
+    resamples: usize,
+    level: f64,
+    rng: &mut Rng,
+) -> Result<Comparison, EvalError> {
+    at_least("segments", 1, baseline.len())?;
+    same("segments of two systems", baseline.len(), system.len())?;
+    at_least("resamples", 100, resamples)?;
+    within(
+        "the level",
+        level,
+        level > 0.0 && level < 1.0,
+        "between 0 and 1",
+    )?;
+    let n = baseline.len();
+    let index = Uniform::new(0, n).expect("there is at least one segment");
+    let draws = (0..resamples).map(|_| (0..n).map(|_| index.sample(rng)).collect());
+    Ok(compare(baseline, system, score, draws, level))
+}
+
+/// Two systems on given draws of segments.
+fn compare<T: Copy>(
+    baseline: &[T],
+    system: &[T],
+    score: impl Fn(&[T]) -> f64,
+    draws: impl Iterator<Item = Vec<usize>>,
+    level: f64,
+) -> Comparison {
+    let on =
+        |system: &[T], draw: &[usize]| score(&draw.iter().map(|&i| system[i]).collect::<Vec<_>>());
+    let (mut a, mut b): (Vec<f64>, Vec<f64>) = draws
+        .map(|draw| (on(baseline, &draw), on(system, &draw)))
+        .unzip();
+    let mut gaps: Vec<f64> = b.iter().zip(&a).map(|(b, a)| b - a).collect();
+    let (baseline, system) = (score(baseline), score(system));
+    let n = gaps.len() as f64;
+    let mean = gaps.iter().map(|gap| gap.abs()).sum::<f64>() / n;
+    let seen = (system - baseline).abs();
+    let beyond = gaps.iter().filter(|gap| gap.abs() - mean > seen).count();
+    let p_value = match seen {
+        0.0 => 1.0,
+        _ => (beyond as f64 + 1.0) / (n + 1.0),
+    };
+    Comparison {
+        baseline: percentiles(baseline, &mut a, level),
+        system: percentiles(system, &mut b, level),
+        difference: percentiles(system - baseline, &mut gaps, level),
+        p_value,
+    }
+}
+
+/// The middle `level` of resampled values.
+fn percentiles(value: f64, values: &mut [f64], level: f64) -> Interval {
     values.sort_unstable_by(f64::total_cmp);
     let tail = (1.0 - level) / 2.0;
-    Ok(Interval {
-        value: statistic(data),
-        low: quantile(&values, tail),
-        high: quantile(&values, 1.0 - tail),
+    Interval {
+        value,
+        low: quantile(values, tail),
+        high: quantile(values, 1.0 - tail),
         level,
-    })
+    }
 }
 
 /// Wilson's score interval for a rate of `successes` in `n` trials (Wilson 1927): sound for rates
@@ -141,6 +223,77 @@ mod tests {
             bootstrap(&[1.0, 2.0, 3.0, 10.0], mean, 200, 0.9, rng).unwrap()
         };
         assert_eq!(run(), run());
+    }
+
+    #[test]
+    fn comparisons_are_sacrebleus() {
+        use crate::text::{Bleu, BleuScore, Chrf, Ter};
+        let fixture: serde_json::Value =
+            serde_json::from_str(include_str!("../fixtures/text_metrics.json")).unwrap();
+        let want = &fixture["paired"];
+        let at = |name: &str| want[name].as_u64().unwrap() as usize;
+        let cases: Vec<(String, Vec<String>)> =
+            serde_json::from_value(fixture["cases"].clone()).unwrap();
+        let cases = &cases[at("first")..at("last")];
+        let draws: Vec<String> = serde_json::from_value(want["picks"].clone()).unwrap();
+        let draws = || {
+            draws
+                .iter()
+                .map(|draw| draw.bytes().map(|b| usize::from(b - b'a')).collect())
+        };
+        let check = |name: &str, got: Comparison| {
+            let near = |got: f64, key: &str| {
+                let want = want[name][key].as_f64().unwrap();
+                assert!(
+                    (got - want).abs() < 1e-6,
+                    "{name} {key}: {got} is not {want}"
+                );
+            };
+            near(got.baseline.value, "baseline");
+            near(got.system.value, "system");
+            near(got.p_value, "p_value");
+        };
+        // The baseline says what the last reference says.
+        macro_rules! check {
+            ($name:literal, $metric:expr, $score:expr) => {{
+                let metric = $metric;
+                let counts = |hypothesis: fn(&(String, Vec<String>)) -> &String| -> Vec<_> {
+                    cases
+                        .iter()
+                        .map(|case| metric.counts(hypothesis(case), &[&case.1[0]]).unwrap())
+                        .collect()
+                };
+                let baseline = counts(|case| case.1.last().unwrap());
+                let system = counts(|case| &case.0);
+                let baseline: Vec<_> = baseline.iter().collect();
+                let system: Vec<_> = system.iter().collect();
+                let score = |counts: &[&_]| $score(metric.score(counts.iter().copied()));
+                check($name, compare(&baseline, &system, score, draws(), 0.95));
+            }};
+        }
+        check!("bleu", Bleu::default(), |total: BleuScore| total.score);
+        check!("chrf", Chrf::default(), f64::from);
+        check!("ter", Ter::default(), f64::from);
+    }
+
+    #[test]
+    fn a_better_system_is_told_from_an_equal_one() {
+        let noise: Vec<f64> = normal(&mut rng(6, Stream::Evaluate, 0), 200)
+            .into_iter()
+            .map(f64::from)
+            .collect();
+        let better: Vec<f64> = noise.iter().map(|x| x + 0.5 + 0.1 * x * x).collect();
+        let go = |a: &[f64], b: &[f64]| {
+            paired(a, b, mean, 500, 0.95, &mut rng(7, Stream::Evaluate, 0)).unwrap()
+        };
+        let got = go(&noise, &better);
+        assert!(got.p_value < 0.01 && got.difference.low > 0.4, "{got:?}");
+        assert_eq!(got, go(&noise, &better));
+        let got = go(&noise, &noise);
+        assert_eq!((got.p_value, got.difference.high), (1.0, 0.0));
+        let rng = &mut rng(8, Stream::Evaluate, 0);
+        assert!(paired(&noise, &better[1..], mean, 500, 0.95, rng).is_err());
+        assert!(paired(&noise, &better, mean, 50, 0.95, rng).is_err());
     }
 
     #[test]

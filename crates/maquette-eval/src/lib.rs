@@ -1,4 +1,4 @@
-//! How good samples and models are: metrics as pure functions on points, pixels, ids and
+//! How good samples and models are: metrics as pure functions on points, pixels, ids, strings and
 //! log-probabilities.
 //!
 //! A metric never loads a model or reads a file; what it needs is passed in, randomness included.
