@@ -440,7 +440,7 @@ vectorized! {
             for score in &mut *seen {
                 *score = exp(*score * scale - top);
             }
-            let all = sum(seen.len(), |i| seen[i]);
+            let all = sum([&*seen], |[weight]| weight);
             let share = 1.0 / all;
             for score in seen {
                 *score *= share;
@@ -551,7 +551,7 @@ vectorized! {
             *weight = exp(*weight * scale - total);
             *slope *= mask;
         }
-        let mean = sum(weights.len(), |i| weights[i] * slopes[i]);
+        let mean = sum([&*weights, &*slopes], |[weight, slope]| weight * slope);
         for ((weight, slope), mask) in weights.iter_mut().zip(slopes).zip(mask) {
             *slope = scale * *weight * (*slope - mean);
             *weight *= mask;

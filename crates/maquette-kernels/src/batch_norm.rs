@@ -306,12 +306,12 @@ fn backward(
 
 vectorized! {
     fn plain_sum(x: &[f32]) -> f32 {
-        sum(x.len(), |i| x[i])
+        sum([x], |[x]| x)
     }
 }
 
 vectorized! {
     fn square_sum(mean: f32, x: &[f32]) -> f32 {
-        sum(x.len(), |i| (x[i] - mean) * (x[i] - mean))
+        sum([x], |[x]| (x - mean) * (x - mean))
     }
 }

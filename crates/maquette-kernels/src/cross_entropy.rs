@@ -213,14 +213,14 @@ fn forward(logits: FlexTensor, targets: &Targets) -> (FlexTensor, Vec<f32>) {
 
 vectorized! {
     fn add_up(row: &[f32]) -> f32 {
-        sum(row.len(), |i| row[i])
+        sum([row], |[logit]| logit)
     }
 }
 
 vectorized! {
     fn log_sum_exp(row: &[f32]) -> f32 {
         let top = max(row);
-        top + sum(row.len(), |i| exp(row[i] - top)).ln()
+        top + sum([row], |[logit]| exp(logit - top)).ln()
     }
 }
 

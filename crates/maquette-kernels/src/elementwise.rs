@@ -37,22 +37,30 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Sums `term(index)` over `0..len` in [`PARTS`] interleaved parts.
+/// Sums a term of the numbers at each index of some slices, in [`PARTS`] interleaved parts.
+///
+/// Blocks are arrays, so that the compiler sees their bounds and makes vectors of them.
+///
+/// # Panics
+/// If a slice is shorter than the first.
 #[inline(always)]
-pub(crate) fn sum(len: usize, term: impl Fn(usize) -> f32) -> f32 {
+pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
+    let len = slices[0].len();
+    let slices = slices.map(|slice| &slice[..len]);
+    let blocks = slices.map(|slice| slice.as_chunks::<PARTS>().0);
     let mut parts = [0.0; PARTS];
-    let whole = len - len % PARTS;
-    for start in (0..whole).step_by(PARTS) {
+    for block in 0..len / PARTS {
+        let block = blocks.map(|blocks| &blocks[block]);
         for (i, part) in parts.iter_mut().enumerate() {
-            *part += term(start + i);
+            *part += term(block.map(|block| block[i]));
         }
     }
     let mut total = 0.0;
     for part in parts {
         total += part;
     }
-    for i in whole..len {
-        total += term(i);
+    for i in len - len % PARTS..len {
+        total += term(slices.map(|slice| slice[i]));
     }
     total
 }
@@ -125,11 +133,12 @@ mod tests {
 
     #[test]
     fn sums_every_number_once() {
-        for len in [0, 1, 15, 16, 17, 100] {
-            assert_eq!(
-                sum(len, |i| i as f32),
-                (len * len.saturating_sub(1) / 2) as f32
-            );
+        for len in [0usize, 1, 15, 16, 17, 100] {
+            let numbers: Vec<f32> = (0..len).map(|i| i as f32).collect();
+            let expected = (len * len.saturating_sub(1) / 2) as f32;
+            assert_eq!(sum([&numbers], |[x]| x), expected);
+            let both = sum([&numbers, &numbers], |[x, y]| x + y);
+            assert_eq!(both, 2.0 * expected);
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::precision::Precision;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
+use crate::transpose::{WIDTH, transpose};
 
 /// Packed elements of the reduction that are summed before the product is written. With [`COLS`]
 /// columns of the right matrix (768 KiB) and [`ROWS`] rows of the left one (128 KiB) they fill a
@@ -32,7 +33,10 @@ const DEPTH: usize = 512;
 /// Rows of the left matrix packed together, a multiple of every tile's height.
 const ROWS: usize = 64;
 
-/// Columns of a task, a multiple of every panel width.
+/// Rows of the tallest tile.
+const TALL: usize = 8;
+
+/// Columns of a task at most, a multiple of every panel width.
 const COLS: usize = 384;
 
 /// Vectors of a whole tile.
@@ -331,13 +335,25 @@ impl Kernel {
                 }
             } else {
                 let mut pairs = [0; DEPTH];
-                for j in 0..width {
-                    if j >= cols {
-                        for step in 0..depth {
-                            to.add(step * width + j).write(0);
-                        }
-                        continue;
+                for step in 0..depth {
+                    for j in cols..width {
+                        to.add(step * width + j).write(0);
                     }
+                }
+                if self.precision == Precision::F32 && part.strides[0] == 1 {
+                    // Sixteen columns by sixteen steps at a time.
+                    for j in (0..cols).step_by(WIDTH) {
+                        for step in (0..depth).step_by(WIDTH) {
+                            let size = [WIDTH.min(cols - j), WIDTH.min(depth - step)];
+                            let from = part.data.add(j * part.strides[1] + step).cast_const();
+                            transpose(self.isa, from, part.strides[1], size, false, |i| {
+                                to.add((step + i) * width + j).cast()
+                            });
+                        }
+                    }
+                    return;
+                }
+                for j in 0..cols {
                     let column = part.data.add(j * part.strides[1]).cast_const();
                     if self.precision == Precision::Bf16 && part.strides[0] == 1 {
                         let column = std::slice::from_raw_parts(column, len);
@@ -495,14 +511,14 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// Enough tasks for every thread to have a few, none smaller than a block.
+    /// Parts of about equal size, enough for every thread to have a few, none smaller than a block.
     fn new(m: usize, n: usize, width: usize, threads: bool) -> Self {
         let part = if !threads {
             [m, n]
         } else {
-            let cols = (COLS / width * width).min(n.next_multiple_of(width));
+            let cols = even(n, n.div_ceil(COLS / width * width), width);
             let wanted = (4 * rayon::current_num_threads()).div_ceil(n.div_ceil(cols));
-            let rows = m.div_ceil(wanted).next_multiple_of(ROWS);
+            let rows = even(m, wanted.min(m.div_ceil(ROWS)), TALL);
             [rows, cols]
         };
         Self { size: [m, n], part }
@@ -525,6 +541,11 @@ impl Tasks {
             first..(first + self.part[i]).min(self.size[i])
         })
     }
+}
+
+/// The size of one of `parts` parts of `total`, whole blocks of `block`.
+fn even(total: usize, parts: usize, block: usize) -> usize {
+    total.div_ceil(block).div_ceil(parts) * block
 }
 
 /// Memory tasks write disjoint parts of.

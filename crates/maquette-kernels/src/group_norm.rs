@@ -305,8 +305,8 @@ impl Line {
 vectorized! {
     fn moments(x: &[f32], epsilon: f32) -> Moments {
         let count = x.len() as f32;
-        let mean = sum(x.len(), |i| x[i]) / count;
-        let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / count;
+        let mean = sum([x], |[x]| x) / count;
+        let variance = sum([x], |[x]| (x - mean) * (x - mean)) / count;
         Moments { mean, scale: 1.0 / (variance + epsilon).sqrt() }
     }
 }
@@ -419,8 +419,8 @@ vectorized! {
 vectorized! {
     pub(crate) fn gradient_sums(moments: Moments, x: &[f32], grad: &[f32]) -> [f32; 2] {
         let x = &x[..grad.len()];
-        let plain = sum(grad.len(), |i| grad[i]);
-        let weighted = sum(grad.len(), |i| grad[i] * (x[i] - moments.mean));
+        let plain = sum([grad], |[grad]| grad);
+        let weighted = sum([grad, x], |[grad, x]| grad * (x - moments.mean));
         [plain, weighted * moments.scale]
     }
 }

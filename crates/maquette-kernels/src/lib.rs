@@ -14,6 +14,7 @@
 mod activation;
 mod attention;
 mod batch_norm;
+mod bernoulli;
 mod conv;
 mod cross_entropy;
 mod dispatch;
@@ -32,10 +33,12 @@ pub mod roofline;
 mod row_norm;
 mod shared;
 mod simd;
+mod transpose;
 
 pub use activation::{Activation, Curve, gelu, gelu_tanh, leaky_relu, relu, silu};
 pub use attention::{AttentionOptions, self_attention};
 pub use batch_norm::{BatchNormOutput, batch_norm};
+pub use bernoulli::binary_cross_entropy;
 pub use conv::{conv_transpose2d, conv2d};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, cross_entropy_with};
 pub use dispatch::composed;

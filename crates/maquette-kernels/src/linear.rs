@@ -328,7 +328,7 @@ fn weight_gradient(x: Matrix, dz: Matrix, like: Matrix, precision: Precision) ->
 }
 
 /// `a b` in new memory.
-fn fresh_product(a: Matrix, b: Matrix, precision: Precision) -> Vec<f32> {
+pub(crate) fn fresh_product(a: Matrix, b: Matrix, precision: Precision) -> Vec<f32> {
     let size = [a.size[0], b.size[1]];
     let write = |out: &mut [MaybeUninit<f32>]| {
         // SAFETY: `out` is as long as the product and new; callers hold the factors.

@@ -16,7 +16,9 @@ use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
 use crate::elementwise::{sigmoid, vectorized};
-use crate::matrix::{Into, Matrix, multiply};
+use crate::linear::fresh_product;
+use crate::matrix::Matrix;
+use crate::precision::Precision;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
@@ -258,23 +260,12 @@ fn backward(walk: Walk, grad: &FlexTensor) -> FlexTensor {
 
 /// `before^T slopes`, summed over batch and time.
 fn weight_gradient(before: &FlexTensor, slopes: &FlexTensor) -> FlexTensor {
-    /// Rows of the weight in one task.
-    const ROWS: usize = 64;
     let shape = before.shape();
     let (times, d_hidden) = (shape[0] * shape[1], shape[2]);
     let width = 4 * d_hidden;
-    let (before, slopes): (&[f32], &[f32]) = (before.storage(), slopes.storage());
-    let mut out = vec![0.0; d_hidden * width];
-    out.par_chunks_mut(ROWS * width)
-        .enumerate()
-        .for_each(|(task, out)| {
-            let rows = out.len() / width;
-            let out = Matrix::of_mut(out, 0, [rows, width], width);
-            let before = Matrix::of(before, task * ROWS, [times, rows], d_hidden);
-            let slopes = Matrix::of(slopes, 0, [times, width], width);
-            // SAFETY: the rows of `out` are this task's alone.
-            unsafe { multiply(out, Into::Replace, 1.0, before.transposed(), slopes) };
-        });
+    let before = Matrix::of(before.storage(), 0, [times, d_hidden], d_hidden);
+    let slopes = Matrix::of(slopes.storage(), 0, [times, width], width);
+    let out = fresh_product(before.transposed(), slopes, Precision::F32);
     flex_tensor(out, &[d_hidden, width])
 }
 

@@ -566,6 +566,6 @@ vectorized! {
                 *sum += x * x;
             }
         }
-        sum(sums.len(), |i| sums[i]) + sum(rest.len(), |i| rest[i] * rest[i])
+        sum([&sums], |[part]| part) + sum([rest], |[x]| x * x)
     }
 }

@@ -220,10 +220,10 @@ vectorized! {
         let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
         for ((out, x), moments) in rows {
             let mean = match norm.kind {
-                Kind::Layer => sum(d, |i| x[i]) / d as f32,
+                Kind::Layer => sum([x], |[x]| x) / d as f32,
                 Kind::Rms => 0.0,
             };
-            let variance = sum(d, |i| (x[i] - mean) * (x[i] - mean)) / d as f32;
+            let variance = sum([x], |[x]| (x - mean) * (x - mean)) / d as f32;
             let scale = 1.0 / (variance + norm.epsilon).sqrt();
             *moments = Moments { mean, scale };
             for (((out, x), gamma), beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
@@ -296,15 +296,17 @@ vectorized! {
         for ((grad, x), moments) in grad.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments) {
             let Moments { mean, scale } = *moments;
             let plain = match norm.kind {
-                Kind::Layer => sum(d, |i| grad[i] * gamma[i]) / d as f32,
+                Kind::Layer => sum([&*grad, gamma], |[grad, gamma]| grad * gamma) / d as f32,
                 Kind::Rms => 0.0,
             };
-            let weighted = sum(d, |i| grad[i] * gamma[i] * (x[i] - mean)) * scale / d as f32;
-            for i in 0..d {
-                let h = (x[i] - mean) * scale;
-                dgamma[i] += grad[i] * h;
-                dbeta[i] += grad[i];
-                grad[i] = scale * (grad[i] * gamma[i] - plain - h * weighted);
+            let weighted = sum([&*grad, gamma, x], |[grad, gamma, x]| grad * gamma * (x - mean)) * scale / d as f32;
+            let sums = dgamma.iter_mut().zip(&mut *dbeta);
+            for (((grad, x), gamma), (dgamma, dbeta)) in grad.iter_mut().zip(x).zip(gamma).zip(sums)
+            {
+                let h = (x - mean) * scale;
+                *dgamma += *grad * h;
+                *dbeta += *grad;
+                *grad = scale * (*grad * gamma - plain - h * weighted);
             }
         }
     }

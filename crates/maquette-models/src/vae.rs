@@ -8,8 +8,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation::sigmoid},
 };
 use maquette_nn::{
-    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, conv::upsample,
-    init::initialise, relu,
+    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, binary_cross_entropy,
+    conv::upsample, init::initialise, relu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -336,11 +336,7 @@ impl Vae {
     /// `log p(x | z)` from the decoder's output, `[rows, 1]`, in nats.
     fn log_p_x(&self, output: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
         match self.config.likelihood {
-            // x log s(l) + (1 - x) log s(-l) = x l - max(l, 0) - log(1 + exp(-|l|))
-            Likelihood::Bernoulli => {
-                let softplus = relu(output.clone()) + output.clone().abs().neg().exp().log1p();
-                (x * output - softplus).sum_dim(1)
-            }
+            Likelihood::Bernoulli => binary_cross_entropy(output, x).neg(),
             Likelihood::Gaussian { sigma } => {
                 let difference = x - output;
                 let [_, pixels] = difference.dims();

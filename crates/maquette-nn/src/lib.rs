@@ -19,8 +19,8 @@ pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    Precision, autocast, cross_entropy, embedding, gelu_tanh, leaky_relu, linear as project,
-    optimizer, relu, silu,
+    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gelu_tanh, leaky_relu,
+    linear as project, optimizer, relu, silu,
 };
 
 pub use attention::{Attention, AttentionConfig, KvCache};

@@ -2,13 +2,14 @@
 
 use burn::{
     module::Module,
-    nn::{Linear, LinearConfig},
     tensor::{
         Device, Tensor,
         activation::{sigmoid, tanh},
     },
 };
 use maquette_kernels::lstm;
+
+use crate::linear::{Linear, LinearConfig};
 
 /// Configuration of an [`Lstm`].
 #[derive(Debug, Clone, Copy)]

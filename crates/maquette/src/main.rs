@@ -48,6 +48,12 @@ fn run(cli: Cli) -> miette::Result<()> {
         quiet: cli.quiet,
     };
     commands::threads::limit(cli.threads)?;
+    // On a worker thread: a parallel loop then begins at once on the thread that asks for it, instead
+    // of sleeping while another is woken, which for a small model is a third of a training step.
+    rayon::scope(|_| dispatch(cli, output))
+}
+
+fn dispatch(cli: Cli, output: Output) -> miette::Result<()> {
     match cli.command {
         Command::Train(args) => commands::train::run(args, output),
         Command::Generate(args) => commands::generate::run(args, output),

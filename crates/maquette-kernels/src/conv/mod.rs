@@ -104,7 +104,7 @@ fn with_bias(mut out: Vec<f32>, bias: Option<&[f32]>, plane: usize) -> Vec<f32> 
 fn channel_sums(values: &[f32], channels: usize, plane: usize) -> Vec<f32> {
     vectorized! {
         fn plane_sum(values: &[f32]) -> f32 {
-            sum(values.len(), |i| values[i])
+            sum([values], |[value]| value)
         }
     }
     let isa = Isa::detect();

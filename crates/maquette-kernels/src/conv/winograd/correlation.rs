@@ -9,9 +9,9 @@ use super::grid::Grid;
 use super::product::Products;
 use super::tiles::{Read, Tiles, Write};
 use super::transform::{self, OUTPUTS};
-use super::transpose::{WIDTH, transpose};
 use super::{SKEW, padded};
 use crate::shared::Shared;
+use crate::transpose::{WIDTH, transpose};
 
 /// One correlation of the grid with its own transformed weights.
 pub(super) struct Pass {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use super::padded;
-use super::transpose::{WIDTH, transpose};
 use crate::simd::Isa;
+use crate::transpose::{WIDTH, transpose};
 
 /// How pixels lie in a grid: pixel `step * v + phase - before` of each axis is in cell `v`, or zero
 /// outside of the image. A cell holds `[phase row][phase column][channel]`, each pixel's channels

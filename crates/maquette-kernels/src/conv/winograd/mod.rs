@@ -17,7 +17,6 @@ mod product;
 mod sums;
 mod tiles;
 mod transform;
-mod transpose;
 mod weights;
 
 use self::correlation::{Correlation, Pass};
@@ -25,10 +24,10 @@ use self::cut::Cut;
 use self::grid::Grid;
 pub(super) use self::sums::weight_gradient;
 use self::transform::{MAX_TAPS, OUTPUTS};
-use self::transpose::WIDTH;
 use self::weights::{Part, Sides, transformed_weights};
 use super::Geometry;
 use crate::simd::Isa;
+use crate::transpose::WIDTH;
 
 /// Distance added between the entries of tiles, lest all of them fall into the same cache set.
 const SKEW: usize = 16;

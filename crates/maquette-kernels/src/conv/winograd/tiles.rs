@@ -3,9 +3,9 @@
 use super::SKEW;
 use super::cut::Cut;
 use super::transform::{MAX_SIDE, OUTPUTS, Stage, Tiling, entry};
-use super::transpose::WIDTH;
 use crate::shared::Shared;
 use crate::simd::Lanes;
+use crate::transpose::WIDTH;
 
 /// Transformed tiles, `[entry][tile][depth]`.
 pub(super) struct Tiles {

@@ -5,10 +5,10 @@ use rayon::prelude::*;
 use super::grid::Grid;
 use super::product::PANEL;
 use super::transform::{self, MAX_SIDE, MAX_TAPS, OUTPUTS, Stage, Tiling, entry};
-use super::transpose::{WIDTH, transpose};
 use super::{Geometry, SKEW, padded, taps};
 use crate::shared::Shared;
 use crate::simd::{Isa, Lanes};
+use crate::transpose::{WIDTH, transpose};
 
 /// One of the short kernels that a strided kernel falls into.
 pub(super) struct Part {

@@ -7,7 +7,8 @@ use maquette::burn::tensor::{Device, Tensor, TensorData};
 use maquette::nn::init::{Fill, Slot, initialise};
 use maquette::nn::norm::Activation;
 use maquette::nn::{
-    BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, leaky_relu, relu,
+    BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, binary_cross_entropy,
+    leaky_relu,
 };
 use maquette::rng::{Stream, normal, rng, uniform};
 use maquette::train::OptimizerSpec;
@@ -124,7 +125,9 @@ fn fill(slot: &Slot) -> Fill {
 
 /// Mean of `-log sigmoid(logits)`: the cost of logits that should be large.
 fn should_be_large(logits: Tensor<1>) -> Tensor<1> {
-    (relu(logits.clone().neg()) + logits.abs().neg().exp().log1p()).mean()
+    let logits: Tensor<2> = logits.unsqueeze_dim(1);
+    let large = logits.ones_like();
+    binary_cross_entropy(logits, large).mean()
 }
 
 /// One step of the discriminator, then one of the generator.

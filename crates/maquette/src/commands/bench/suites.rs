@@ -5,12 +5,12 @@
 //! has the same models in PyTorch. Batches are made up beforehand.
 
 use maquette::burn::module::{Module, ModuleVisitor, Param};
-use maquette::burn::nn::{Embedding, EmbeddingConfig, Linear, LinearConfig};
+use maquette::burn::nn::{Embedding, EmbeddingConfig};
 use maquette::burn::optim::{GradientsParams, ModuleOptimizer};
 use maquette::burn::tensor::{Device, Int, Tensor, TensorData};
 use maquette::models::{GptConfig, UNetConfig, VaeConfig};
 use maquette::nn::init::initialise;
-use maquette::nn::{InitScheme, Lstm, LstmConfig, cross_entropy};
+use maquette::nn::{InitScheme, Linear, LinearConfig, Lstm, LstmConfig, cross_entropy, embedding};
 use maquette::rng::{Rng, Stream, normal, rng, seed_for, uniform};
 use maquette::train::spec::OptimizerKind;
 use maquette::train::{OptimizerSpec, clip, optimizer};
@@ -275,7 +275,7 @@ fn lstm(device: &Device) -> Suite {
         unit: "tokens/s",
         step: one_loss(model, &spec, Some(1.0), device, move |model, index| {
             let (inputs, targets) = pool[(index % POOL) as usize].clone();
-            let x = model.tokens.forward(inputs);
+            let x = embedding(model.tokens.weight.val(), inputs);
             let x = model.layers.iter().fold(x, |x, layer| layer.forward(x));
             let logits = model.head.forward(x).reshape([BATCH * SEQ, VOCAB]);
             cross_entropy(logits, targets.reshape([BATCH * SEQ]))

@@ -3,7 +3,7 @@
 use crate::simd::Isa;
 
 /// Channels of a cell come in multiples of this; a cell is filled up with zeros.
-pub(super) const WIDTH: usize = 16;
+pub(crate) const WIDTH: usize = 16;
 
 /// Writes column `j` of `rows` rows at `from`, `stride` apart, to `to(j)`, for `cols` columns.
 /// With `fill`, sixteen numbers are written each time, zeros after the last row.
@@ -12,7 +12,7 @@ pub(super) const WIDTH: usize = 16;
 /// `rows` and `cols` are at most sixteen; `cols` floats are readable at each row, and `rows` (or
 /// sixteen) writable at each `to(j)`, by nobody else.
 #[inline(always)]
-pub(super) unsafe fn transpose(
+pub(crate) unsafe fn transpose(
     isa: Isa,
     from: *const f32,
     stride: usize,
