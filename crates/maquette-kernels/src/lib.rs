@@ -39,7 +39,7 @@ pub use activation::{Activation, Curve, gelu, gelu_tanh, leaky_relu, relu, silu}
 pub use attention::{AttentionOptions, self_attention};
 pub use batch_norm::{BatchNormOutput, batch_norm};
 pub use bernoulli::binary_cross_entropy;
-pub use conv::{conv_transpose2d, conv2d};
+pub use conv::{ConvOptions, conv_transpose2d, conv2d};
 pub use cross_entropy::{CrossEntropyOptions, cross_entropy, cross_entropy_with};
 pub use dispatch::composed;
 pub use dropout::{Dropout, dropout};

@@ -1,8 +1,8 @@
 //! The fused convolution against Burn's own: values and all three gradients.
 
-use burn::tensor::ops::ConvOptions;
+use burn::tensor::ops;
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
-use maquette_kernels::conv2d;
+use maquette_kernels::{ConvOptions, conv2d};
 
 mod support;
 use support::tensor;
@@ -13,9 +13,14 @@ struct Case {
     channels: [usize; 2],
     size: [usize; 2],
     kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
+    options: ConvOptions,
     bias: bool,
+}
+
+/// Burn's own.
+fn plain(x: Tensor<4>, weight: Tensor<4>, bias: Option<Tensor<1>>, o: ConvOptions) -> Tensor<4> {
+    let options = ops::ConvOptions::new(o.stride, o.padding, o.dilation, o.groups);
+    burn::tensor::module::conv2d(x, weight, bias, options)
 }
 
 /// Output and gradients of input, weight and bias, with a gradient that differs at every output.
@@ -30,7 +35,12 @@ fn run(case: Case, fused: bool) -> Vec<TensorData> {
     } = case;
     let x = tensor([batch, channels_in, size[0], size[1]], 1, &device).require_grad();
     let weight = tensor(
-        [channels_out, channels_in, kernel[0], kernel[1]],
+        [
+            channels_out,
+            channels_in / case.options.groups,
+            kernel[0],
+            kernel[1],
+        ],
         2,
         &device,
     )
@@ -38,18 +48,8 @@ fn run(case: Case, fused: bool) -> Vec<TensorData> {
     let bias = case
         .bias
         .then(|| tensor([channels_out], 3, &device).require_grad());
-    let out = if fused {
-        conv2d(
-            x.clone(),
-            weight.clone(),
-            bias.clone(),
-            case.stride,
-            case.padding,
-        )
-    } else {
-        let options = ConvOptions::new(case.stride, case.padding, [1, 1], 1);
-        burn::tensor::module::conv2d(x.clone(), weight.clone(), bias.clone(), options)
-    };
+    let run = if fused { conv2d } else { plain };
+    let out = run(x.clone(), weight.clone(), bias.clone(), case.options);
     let grads = (out.clone() * tensor(out.dims(), 4, &device))
         .sum()
         .backward();
@@ -80,8 +80,7 @@ fn agrees_with_burn_over_kernels_strides_and_paddings() {
                     channels: [5, 9],
                     size: [7, 11],
                     kernel: [kernel, kernel],
-                    stride: [stride, stride],
-                    padding: [padding, padding],
+                    options: ConvOptions::new([stride; 2], [padding; 2]),
                     bias: padding != 1,
                 });
             }
@@ -96,46 +95,42 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
         channels: [1, 1],
         size: [1, 1],
         kernel: [1, 1],
-        stride: [1, 1],
-        padding: [0, 0],
+        options: ConvOptions::new([1, 1], [0, 0]),
         bias: true,
     };
     let cases = [
         base,
         Case {
             kernel: [3, 3],
-            padding: [1, 1],
+            options: ConvOptions::new([1, 1], [1, 1]),
             ..base
         },
         Case {
             size: [5, 1],
             kernel: [3, 1],
-            padding: [1, 0],
+            options: ConvOptions::new([1, 1], [1, 0]),
             ..base
         },
         Case {
             size: [1, 9],
             kernel: [1, 4],
-            stride: [1, 3],
-            padding: [0, 2],
+            options: ConvOptions::new([1, 3], [0, 2]),
             ..base
         },
         Case {
             size: [6, 8],
             kernel: [2, 5],
-            stride: [3, 2],
-            padding: [1, 2],
+            options: ConvOptions::new([3, 2], [1, 2]),
             ..base
         },
         Case {
             size: [5, 5],
-            stride: [2, 2],
+            options: ConvOptions::new([2, 2], [0, 0]),
             ..base
         },
         Case {
             size: [4, 4],
-            stride: [4, 4],
-            padding: [1, 1],
+            options: ConvOptions::new([4, 4], [1, 1]),
             ..base
         },
         Case {
@@ -143,7 +138,7 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
             channels: [1, 32],
             size: [28, 28],
             kernel: [3, 3],
-            padding: [1, 1],
+            options: ConvOptions::new([1, 1], [1, 1]),
             ..base
         },
         Case {
@@ -151,7 +146,7 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
             channels: [32, 1],
             size: [28, 28],
             kernel: [3, 3],
-            padding: [1, 1],
+            options: ConvOptions::new([1, 1], [1, 1]),
             ..base
         },
         Case {
@@ -159,7 +154,7 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
             channels: [33, 65],
             size: [7, 7],
             kernel: [3, 3],
-            padding: [1, 1],
+            options: ConvOptions::new([1, 1], [1, 1]),
             ..base
         },
         Case {
@@ -167,49 +162,107 @@ fn agrees_with_burn_on_odd_and_uneven_shapes() {
             channels: [16, 48],
             size: [14, 14],
             kernel: [4, 4],
-            stride: [2, 2],
-            padding: [1, 1],
+            options: ConvOptions::new([2, 2], [1, 1]),
             ..base
         },
     ];
     cases.into_iter().for_each(assert_close);
 }
 
+/// [channels in, channels out, groups, dilation, stride]: groups narrow and wide, depthwise with and
+/// without a multiplier, dilations that share a factor with the stride and that do not.
+const GROUPED: [[usize; 5]; 9] = [
+    [6, 6, 6, 1, 1],
+    [6, 18, 6, 2, 1],
+    [4, 8, 2, 1, 2],
+    [6, 9, 3, 3, 2],
+    [8, 2, 2, 2, 2],
+    [16, 32, 2, 1, 1],
+    [36, 40, 4, 1, 2],
+    [5, 7, 1, 2, 3],
+    [40, 24, 2, 2, 1],
+];
+
+#[test]
+fn agrees_with_burn_over_groups_and_dilations() {
+    for [c_in, c_out, groups, dilation, stride] in GROUPED {
+        for (size, kernel, padding) in [
+            ([9, 12], [3, 3], [1, 2]),
+            ([7, 7], [1, 1], [0, 0]),
+            ([11, 8], [4, 2], [3, 0]),
+            ([17, 20], [5, 5], [2, 2]),
+            ([31, 33], [3, 3], [1, 1]),
+        ] {
+            assert_close(Case {
+                batch: 3,
+                channels: [c_in, c_out],
+                size,
+                kernel,
+                options: ConvOptions {
+                    dilation: [dilation; 2],
+                    groups,
+                    ..ConvOptions::new([stride; 2], padding)
+                },
+                bias: stride == 1,
+            });
+        }
+    }
+    // A kernel as large as the image, in groups.
+    let base = Case {
+        batch: 2,
+        channels: [16, 24],
+        size: [4, 4],
+        kernel: [4, 4],
+        options: ConvOptions {
+            groups: 2,
+            ..ConvOptions::new([1, 1], [0, 0])
+        },
+        bias: true,
+    };
+    assert_close(base);
+}
+
 #[test]
 fn gradients_are_the_slopes() {
-    let case = Case {
-        batch: 2,
-        channels: [16, 32],
-        size: [10, 12],
-        kernel: [3, 3],
-        stride: [1, 1],
-        padding: [1, 1],
-        bias: false,
-    };
-    let device = Device::flex();
-    let inputs = [
-        tensor([2, 16, 10, 12], 1, &device),
-        tensor([32, 16, 3, 3], 2, &device),
-    ];
-    let loss = |[x, weight]: [Tensor<4>; 2]| {
-        let out = conv2d(x, weight, None, case.stride, case.padding);
-        let weights = tensor(out.dims(), 4, &device);
-        (out * weights).sum().into_scalar::<f32>()
-    };
-    let results = run(case, true);
-    for which in 0..2 {
-        // Linear in each argument, so that a whole step is as good as a small one.
-        let step = tensor(inputs[which].dims(), 9, &device);
-        let mut moved = inputs.clone();
-        moved[which] = moved[which].clone() + step.clone();
-        let slope = loss(moved) - loss(inputs.clone());
-        let gradient = Tensor::<4>::from_data(results[1 + which].clone(), &device);
-        let expected = (gradient * step).sum().into_scalar::<f32>();
-        let error = (slope - expected).abs();
-        assert!(
-            error < 1e-3 * expected.abs().max(10.0),
-            "{slope}, {expected}"
-        );
+    let plain = [[16, 32, 1, 1, 1]];
+    for [c_in, c_out, groups, dilation, stride] in plain.into_iter().chain(GROUPED) {
+        let case = Case {
+            batch: 2,
+            channels: [c_in, c_out],
+            size: [10, 12],
+            kernel: [3, 3],
+            options: ConvOptions {
+                dilation: [dilation; 2],
+                groups,
+                ..ConvOptions::new([stride; 2], [1, 1])
+            },
+            bias: false,
+        };
+        let device = Device::flex();
+        let inputs = [
+            tensor([2, c_in, 10, 12], 1, &device),
+            tensor([c_out, c_in / groups, 3, 3], 2, &device),
+        ];
+        let loss = |[x, weight]: [Tensor<4>; 2]| {
+            let out = conv2d(x, weight, None, case.options);
+            let weights = tensor(out.dims(), 4, &device);
+            (out * weights).sum().into_scalar::<f32>()
+        };
+        let results = run(case, true);
+        for which in 0..2 {
+            // Linear in each argument, so that a whole step is as good as a small one.
+            let step = tensor(inputs[which].dims(), 9, &device);
+            let mut moved = inputs.clone();
+            moved[which] = moved[which].clone() + step.clone();
+            let slope = loss(moved) - loss(inputs.clone());
+            let gradient = Tensor::<4>::from_data(results[1 + which].clone(), &device);
+            let expected = (gradient * step).sum().into_scalar::<f32>();
+            let error = (slope - expected).abs();
+            assert!(
+                error < 1e-3 * expected.abs().max(10.0),
+                "{slope}, {expected}, {case:?}"
+            );
+        }
     }
 }
 
@@ -221,15 +274,9 @@ fn takes_views_that_are_not_contiguous() {
         .slice([0..2, 1..4, 0..5, 0..6]);
     let weight = tensor([3, 3, 3, 7], 2, &device).swap_dims(0, 3);
     let bias = tensor([14], 3, &device).narrow(0, 7, 7);
-    let fused = conv2d(
-        x.clone(),
-        weight.clone(),
-        Some(bias.clone()),
-        [1, 1],
-        [1, 1],
-    );
-    let options = ConvOptions::new([1, 1], [1, 1], [1, 1], 1);
-    let plain = burn::tensor::module::conv2d(x, weight, Some(bias), options);
+    let options = ConvOptions::new([1, 1], [1, 1]);
+    let fused = conv2d(x.clone(), weight.clone(), Some(bias.clone()), options);
+    let plain = plain(x, weight, Some(bias), options);
     let tolerance = Tolerance::<f32>::rel_abs(1e-4, 1e-4);
     fused
         .into_data()
@@ -241,7 +288,12 @@ fn tracks_only_what_asks_for_a_gradient() {
     let device = Device::flex().autodiff();
     let x = tensor([1, 1, 4, 4], 1, &device);
     let weight = tensor([2, 1, 3, 3], 2, &device).require_grad();
-    let out = conv2d(x.clone(), weight.clone(), None, [1, 1], [0, 0]);
+    let out = conv2d(
+        x.clone(),
+        weight.clone(),
+        None,
+        ConvOptions::new([1, 1], [0, 0]),
+    );
     let grads = out.sum().backward();
     assert!(x.grad(&grads).is_none());
     assert_eq!(weight.grad(&grads).expect("tracked").dims(), [2, 1, 3, 3]);
@@ -249,23 +301,27 @@ fn tracks_only_what_asks_for_a_gradient() {
 
 #[test]
 fn does_not_depend_on_the_number_of_threads() {
-    let case = Case {
-        batch: 19,
-        channels: [7, 20],
-        size: [9, 9],
-        kernel: [3, 3],
-        stride: [1, 1],
-        padding: [1, 1],
-        bias: true,
-    };
-    let on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .expect("threads");
-        pool.install(|| run(case, true))
-    };
-    assert_eq!(on(1), on(3));
+    for (channels, groups) in [([7, 20], 1), ([6, 6], 6), ([32, 16], 2)] {
+        let case = Case {
+            batch: 19,
+            channels,
+            size: [9, 9],
+            kernel: [3, 3],
+            options: ConvOptions {
+                groups,
+                ..ConvOptions::new([1, 1], [1, 1])
+            },
+            bias: true,
+        };
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .build()
+                .expect("threads");
+            pool.install(|| run(case, true))
+        };
+        assert_eq!(on(1), on(3));
+    }
 }
 
 #[test]
@@ -276,7 +332,6 @@ fn names_the_channels_that_disagree() {
         tensor([1, 2, 4, 4], 1, &device),
         tensor([1, 3, 3, 3], 2, &device),
         None,
-        [1, 1],
-        [0, 0],
+        ConvOptions::new([1, 1], [0, 0]),
     );
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::ops::ConvTransposeOptions;
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
-use maquette_kernels::conv_transpose2d;
+use maquette_kernels::{ConvOptions, conv_transpose2d};
 
 mod support;
 use support::tensor;
@@ -13,8 +13,7 @@ struct Case {
     x: [usize; 4],
     channels_out: usize,
     kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
+    options: ConvOptions,
     bias: bool,
 }
 
@@ -26,9 +25,15 @@ fn apply(
     bias: Option<Tensor<1>>,
 ) -> Tensor<4> {
     if fused {
-        return conv_transpose2d(x, weight, bias, case.stride, case.padding);
+        return conv_transpose2d(x, weight, bias, case.options);
     }
-    let options = ConvTransposeOptions::new(case.stride, case.padding, [0, 0], [1, 1], 1);
+    let ConvOptions {
+        stride,
+        padding,
+        dilation,
+        groups,
+    } = case.options;
+    let options = ConvTransposeOptions::new(stride, padding, [0, 0], dilation, groups);
     burn::tensor::module::conv_transpose2d(x, weight, bias, options)
 }
 
@@ -38,7 +43,8 @@ fn run(case: Case, fused: bool) -> Vec<TensorData> {
     let [_, channels_in, ..] = case.x;
     let [rows, cols] = case.kernel;
     let x = tensor(case.x, 1, &device).require_grad();
-    let weight = tensor([channels_in, case.channels_out, rows, cols], 2, &device).require_grad();
+    let per_group = case.channels_out / case.options.groups;
+    let weight = tensor([channels_in, per_group, rows, cols], 2, &device).require_grad();
     let bias = case
         .bias
         .then(|| tensor([case.channels_out], 3, &device).require_grad());
@@ -59,8 +65,12 @@ const BASE: Case = Case {
     x: [2, 5, 4, 6],
     channels_out: 3,
     kernel: [4, 4],
-    stride: [2, 2],
-    padding: [1, 1],
+    options: ConvOptions {
+        stride: [2, 2],
+        padding: [1, 1],
+        dilation: [1, 1],
+        groups: 1,
+    },
     bias: true,
 };
 
@@ -72,16 +82,14 @@ fn agrees_with_burn() {
             x: [1, 1, 1, 1],
             channels_out: 1,
             kernel: [1, 1],
-            stride: [1, 1],
-            padding: [0, 0],
+            options: ConvOptions::new([1, 1], [0, 0]),
             ..BASE
         },
         // From one pixel to an image, as generators begin.
         Case {
             x: [9, 20, 1, 1],
             channels_out: 33,
-            stride: [1, 1],
-            padding: [0, 0],
+            options: ConvOptions::new([1, 1], [0, 0]),
             ..BASE
         },
         Case {
@@ -100,21 +108,56 @@ fn agrees_with_burn() {
         },
         Case {
             kernel: [3, 3],
-            stride: [1, 1],
             channels_out: 20,
+            options: ConvOptions::new([1, 1], [1, 1]),
             ..BASE
         },
         Case {
             kernel: [3, 5],
-            stride: [3, 2],
-            padding: [0, 2],
+            options: ConvOptions::new([3, 2], [0, 2]),
             ..BASE
         },
         // Gaps that no tap reaches.
         Case {
             kernel: [1, 2],
-            stride: [2, 3],
-            padding: [0, 0],
+            options: ConvOptions::new([2, 3], [0, 0]),
+            ..BASE
+        },
+        // Depthwise, in narrow groups and in wide ones, with taps apart.
+        Case {
+            x: [3, 6, 5, 7],
+            channels_out: 6,
+            options: ConvOptions {
+                groups: 6,
+                ..BASE.options
+            },
+            ..BASE
+        },
+        Case {
+            x: [3, 4, 5, 7],
+            channels_out: 6,
+            options: ConvOptions {
+                groups: 2,
+                dilation: [2, 3],
+                ..BASE.options
+            },
+            ..BASE
+        },
+        Case {
+            x: [2, 32, 6, 6],
+            channels_out: 16,
+            options: ConvOptions {
+                groups: 2,
+                ..BASE.options
+            },
+            ..BASE
+        },
+        Case {
+            kernel: [3, 2],
+            options: ConvOptions {
+                dilation: [3, 2],
+                ..ConvOptions::new([1, 1], [2, 0])
+            },
             ..BASE
         },
     ];
@@ -200,5 +243,5 @@ fn names_the_channels_that_disagree() {
         tensor([1, 2, 4, 4], 1, &device),
         tensor([3, 1, 3, 3], 2, &device),
     );
-    conv_transpose2d(x, weight, None, [1, 1], [0, 0]);
+    conv_transpose2d(x, weight, None, ConvOptions::new([1, 1], [0, 0]));
 }

@@ -3,8 +3,8 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, Tolerance};
 use maquette_kernels::{
-    Activation, AttentionOptions, GroupNormOptions, conv2d, cross_entropy, gelu_tanh, group_norm,
-    layer_norm, rms_norm, self_attention, silu,
+    Activation, AttentionOptions, ConvOptions, GroupNormOptions, conv2d, cross_entropy, gelu_tanh,
+    group_norm, layer_norm, rms_norm, self_attention, silu,
 };
 
 mod support;
@@ -26,15 +26,13 @@ fn images() {
     let device = Device::flex();
     let x = tensor([3, 6, 9, 7], 1, &device);
     let (weight, bias) = (tensor([4, 6, 3, 3], 2, &device), tensor([4], 3, &device));
+    let options = ConvOptions {
+        dilation: [1, 2],
+        ..ConvOptions::new([2, 1], [1, 1])
+    };
     assert_agree(
-        conv2d(
-            x.clone(),
-            weight.clone(),
-            Some(bias.clone()),
-            [2, 1],
-            [1, 1],
-        ),
-        conv2d(wide(&x), wide(&weight), Some(wide(&bias)), [2, 1], [1, 1]),
+        conv2d(x.clone(), weight.clone(), Some(bias.clone()), options),
+        conv2d(wide(&x), wide(&weight), Some(wide(&bias)), options),
     );
     let (gamma, beta) = (tensor([3, 6], 2, &device), tensor([1, 6], 3, &device));
     for activation in [Activation::Identity, Activation::Relu, Activation::Silu] {

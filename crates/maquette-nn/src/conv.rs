@@ -5,7 +5,7 @@ use burn::{
     nn::Initializer,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::{conv_transpose2d, conv2d, upsample_nearest2d};
+use maquette_kernels::{ConvOptions, conv_transpose2d, conv2d, upsample_nearest2d};
 
 /// Configuration of a [`Conv2d`] with a square kernel.
 #[derive(Debug, Clone, Copy)]
@@ -20,12 +20,16 @@ pub struct Conv2dConfig {
     pub stride: usize,
     /// Zeros added on each side.
     pub padding: usize,
+    /// Pixels between neighbouring taps of the kernel.
+    pub dilation: usize,
+    /// Parts of the channels that do not see each other; divides channels in and out.
+    pub groups: usize,
     /// Whether each output channel has a number added; pointless before a norm.
     pub bias: bool,
 }
 
 impl Conv2dConfig {
-    /// A convolution that keeps the size: stride 1, padding `kernel / 2`.
+    /// A convolution of an odd kernel that keeps the size: stride 1, padding `kernel / 2`.
     pub fn same(d_in: usize, d_out: usize, kernel: usize) -> Self {
         Self {
             d_in,
@@ -33,6 +37,8 @@ impl Conv2dConfig {
             kernel,
             stride: 1,
             padding: kernel / 2,
+            dilation: 1,
+            groups: 1,
             bias: true,
         }
     }
@@ -45,18 +51,45 @@ impl Conv2dConfig {
             kernel: 3,
             stride: 2,
             padding: 1,
+            dilation: 1,
+            groups: 1,
             bias: true,
+        }
+    }
+
+    /// A depthwise convolution that keeps the size: a kernel per channel (Chollet 2017,
+    /// arXiv:1610.02357). A 1x1 convolution after it mixes the channels.
+    pub fn depthwise(channels: usize, kernel: usize) -> Self {
+        Self {
+            groups: channels,
+            ..Self::same(channels, channels, kernel)
+        }
+    }
+
+    /// With taps `dilation` pixels apart, and padding for an odd kernel to keep its size.
+    pub fn with_dilation(self, dilation: usize) -> Self {
+        Self {
+            dilation,
+            padding: dilation * (self.kernel / 2),
+            ..self
         }
     }
 
     /// A convolution; draw its weights with [`crate::init::initialise`].
     pub fn init(&self, device: &Device) -> Conv2d {
-        let shape = [self.d_out, self.d_in, self.kernel, self.kernel];
+        let shape = [
+            self.d_out,
+            self.d_in / self.groups,
+            self.kernel,
+            self.kernel,
+        ];
         Conv2d {
             weight: Initializer::Zeros.init(shape, device),
             bias: zeros(self.bias, self.d_out, device),
             stride: self.stride,
             padding: self.padding,
+            dilation: self.dilation,
+            groups: self.groups,
         }
     }
 }
@@ -68,22 +101,28 @@ fn zeros(wanted: bool, channels: usize, device: &Device) -> Option<Param<Tensor<
 /// A two-dimensional convolution with a square kernel.
 #[derive(Module, Debug)]
 pub struct Conv2d {
-    /// `[d_out, d_in, kernel, kernel]`.
+    /// `[d_out, d_in / groups, kernel, kernel]`.
     pub weight: Param<Tensor<4>>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<1>>>,
     stride: usize,
     padding: usize,
+    dilation: usize,
+    groups: usize,
 }
 
 impl Conv2d {
     /// # Shapes
     /// - input: `[batch, d_in, height, width]`
-    /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - kernel) / stride + 1`
+    /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - dilation (kernel - 1) - 1) / stride + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let options = ConvOptions {
+            dilation: [self.dilation; 2],
+            groups: self.groups,
+            ..ConvOptions::new([self.stride; 2], [self.padding; 2])
+        };
         let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv2d(x, self.weight.val(), bias, stride, padding)
+        conv2d(x, self.weight.val(), bias, options)
     }
 }
 
@@ -100,6 +139,10 @@ pub struct ConvTranspose2dConfig {
     pub stride: usize,
     /// Pixels cut off on each side.
     pub padding: usize,
+    /// Pixels between neighbouring taps of the kernel.
+    pub dilation: usize,
+    /// Parts of the channels that do not see each other; divides channels in and out.
+    pub groups: usize,
     /// Whether each output channel has a number added; pointless before a norm.
     pub bias: bool,
 }
@@ -113,18 +156,27 @@ impl ConvTranspose2dConfig {
             kernel: 4,
             stride: 2,
             padding: 1,
+            dilation: 1,
+            groups: 1,
             bias: true,
         }
     }
 
     /// A transposed convolution; draw its weights with [`crate::init::initialise`].
     pub fn init(&self, device: &Device) -> ConvTranspose2d {
-        let shape = [self.d_in, self.d_out, self.kernel, self.kernel];
+        let shape = [
+            self.d_in,
+            self.d_out / self.groups,
+            self.kernel,
+            self.kernel,
+        ];
         ConvTranspose2d {
             weight: Initializer::Zeros.init(shape, device),
             bias: zeros(self.bias, self.d_out, device),
             stride: self.stride,
             padding: self.padding,
+            dilation: self.dilation,
+            groups: self.groups,
         }
     }
 }
@@ -132,22 +184,28 @@ impl ConvTranspose2dConfig {
 /// A two-dimensional transposed convolution with a square kernel.
 #[derive(Module, Debug)]
 pub struct ConvTranspose2d {
-    /// `[d_in, d_out, kernel, kernel]`.
+    /// `[d_in, d_out / groups, kernel, kernel]`.
     pub weight: Param<Tensor<4>>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<1>>>,
     stride: usize,
     padding: usize,
+    dilation: usize,
+    groups: usize,
 }
 
 impl ConvTranspose2d {
     /// # Shapes
     /// - input: `[batch, d_in, height, width]`
-    /// - output: `[batch, d_out, height', width']`, `height' = (height - 1) stride - 2 padding + kernel`
+    /// - output: `[batch, d_out, height', width']`, `height' = (height - 1) stride - 2 padding + dilation (kernel - 1) + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let (stride, padding) = ([self.stride; 2], [self.padding; 2]);
+        let options = ConvOptions {
+            dilation: [self.dilation; 2],
+            groups: self.groups,
+            ..ConvOptions::new([self.stride; 2], [self.padding; 2])
+        };
         let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv_transpose2d(x, self.weight.val(), bias, stride, padding)
+        conv_transpose2d(x, self.weight.val(), bias, options)
     }
 }
 
@@ -218,6 +276,20 @@ mod tests {
         // Sums of the 2x2 corner windows of 1..9, plus the bias.
         let x = image(&[1., 2., 3., 4., 5., 6., 7., 8., 9.], [1, 1, 3, 3]);
         assert_eq!(values(conv.forward(x)), [13.0, 17.0, 25.0, 29.0]);
+    }
+
+    #[test]
+    fn dilated_depthwise_convolution_by_hand() {
+        let config = Conv2dConfig {
+            bias: false,
+            ..Conv2dConfig::depthwise(2, 3).with_dilation(2)
+        };
+        let mut conv = config.init(&Device::flex());
+        let kernels = [1.0, 10.0].map(|k| Tensor::full([1, 1, 3, 3], k, &Device::flex()));
+        conv.weight = Param::from_tensor(Tensor::cat(kernels.to_vec(), 0));
+        // Every other pixel of each plane, around each pixel.
+        let x = image(&[1., 2., 3., 4., 5., 6.], [1, 2, 1, 3]);
+        assert_eq!(values(conv.forward(x)), [4., 2., 4., 100., 50., 100.]);
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! The two inner loops of convolution, free of geometry.
+//! The inner loops of convolution, free of geometry.
 //!
 //! An image is a flat slice; a *tap* is an offset into it. With the image padded and, for strides
 //! above one, split into its phases, every convolution is the same sum over taps:
 //!
 //! - [`correlate`]: `out[c][p] = sum over taps k of weights[k][c] * image[start + taps[k] + p]`
 //! - [`accumulate_outer`]: `sums[k][c] += sum over positions of image[taps[k] + position] * grads[position][c]`
+//! - [`accumulate_inner`]: the same of one channel, for few of them
 //!
 //! Nothing is unrolled into columns first: the taps *are* the im2col matrix, read in place.
 
@@ -12,22 +13,24 @@
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
 
-/// Positions held in registers by one step of [`correlate`], in vectors.
-const TILE_VECTORS: usize = 3;
-
 /// Taps are given to [`accumulate_outer`] in multiples of this (repeat the last one).
 pub(crate) const TAP_BLOCK: usize = 12;
 
-/// Floats an image must have beyond its last position, because whole tiles are read.
-pub(crate) const SLACK: usize = 16 * TILE_VECTORS;
+/// Taps are given to [`accumulate_inner`] in multiples of this: a 3x3 kernel's.
+pub(crate) const INNER_BLOCK: usize = 9;
 
-/// Output channels computed together by [`correlate`]: the width of a panel of packed weights.
-pub(crate) fn panel_width(isa: Isa) -> usize {
-    match isa {
+/// Floats an image must have beyond its last position, because whole vectors are read.
+pub(crate) const SLACK: usize = 16;
+
+/// Output channels computed together by [`correlate`]: the width of a panel of packed weights, no
+/// wider than `channels` need.
+fn panel_width(isa: Isa, channels: usize) -> usize {
+    let widest = match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => 4,
         _ => 8,
-    }
+    };
+    channels.next_power_of_two().min(widest)
 }
 
 /// Weights packed for [`correlate`], with where each reads.
@@ -37,6 +40,7 @@ pub(crate) struct Taps {
     /// `[panel][tap][channel in panel]`, the last panel filled up with zeros.
     weights: Vec<f32>,
     panels: usize,
+    width: usize,
     isa: Isa,
 }
 
@@ -48,7 +52,7 @@ impl Taps {
         channels: usize,
         weight: impl Fn(usize, usize) -> f32,
     ) -> Self {
-        let width = panel_width(isa);
+        let width = panel_width(isa, channels);
         let panels = channels.div_ceil(width);
         let mut weights = vec![0.0; panels * offsets.len() * width];
         for channel in 0..channels {
@@ -61,13 +65,14 @@ impl Taps {
             offsets,
             weights,
             panels,
+            width,
             isa,
         }
     }
 
     /// Rows of the output of [`correlate`]: the channels rounded up to whole panels.
     pub(crate) fn rows(&self) -> usize {
-        self.panels * panel_width(self.isa)
+        self.panels * self.width
     }
 }
 
@@ -111,26 +116,26 @@ pub(crate) fn correlate(
     unsafe {
         match taps.isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => correlate_avx512(&job),
+            Isa::Avx512 => correlate_avx512(&job, taps.width),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => correlate_avx2(&job),
-            Isa::Portable => job.run::<Portable, 8>(),
+            Isa::Avx2 => correlate_avx2(&job, taps.width),
+            Isa::Portable => job.with_width::<Portable>(taps.width),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn correlate_avx512(job: &Correlate) {
+unsafe fn correlate_avx512(job: &Correlate, width: usize) {
     // SAFETY: the caller's.
-    unsafe { job.run::<Avx512, 8>() }
+    unsafe { job.with_width::<Avx512>(width) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn correlate_avx2(job: &Correlate) {
+unsafe fn correlate_avx2(job: &Correlate, width: usize) {
     // SAFETY: the caller's.
-    unsafe { job.run::<Avx2, 4>() }
+    unsafe { job.with_width::<Avx2>(width) }
 }
 
 struct Correlate<'a> {
@@ -144,25 +149,44 @@ struct Correlate<'a> {
 }
 
 impl Correlate<'_> {
+    /// # Safety
+    /// The machine has the instructions of `L`; `width` is the panel width the weights were packed
+    /// with; the lengths are as [`correlate`] checks them.
+    #[inline(always)]
+    unsafe fn with_width<L: Lanes>(&self, width: usize) {
+        // SAFETY: the caller's. The narrower the panel, the more vectors fill the registers.
+        unsafe {
+            match width {
+                1 => self.run::<L, 1, 8>(),
+                2 => self.run::<L, 2, 5>(),
+                4 => self.run::<L, 4, 3>(),
+                _ => self.run::<L, 8, 3>(),
+            }
+        }
+    }
+
     /// Tiles of positions outside, panels inside: the image's tile stays in the first cache while
     /// the weights stream past.
     ///
     /// # Safety
-    /// The machine has the instructions of `L`; `WIDTH` is the panel width the weights were packed
-    /// with; the lengths are as [`correlate`] checks them.
+    /// As [`Self::with_width`].
     #[inline(always)]
-    unsafe fn run<L: Lanes, const WIDTH: usize>(&self) {
+    unsafe fn run<L: Lanes, const WIDTH: usize, const MOST: usize>(&self) {
         let mut position = 0;
         while position < self.stride {
-            let vectors = ((self.stride - position) / L::N).min(TILE_VECTORS);
+            let vectors = match (self.stride - position) / L::N {
+                left if left >= MOST => MOST,
+                left => left.min(3),
+            };
             for panel in 0..self.panels {
                 // SAFETY: `position + vectors * N <= stride` and `panel < panels`, so every access
                 // of the tile stays inside what the caller vouches for.
                 unsafe {
                     match vectors {
-                        3 => self.tile::<L, 3, WIDTH>(position, panel),
+                        1 => self.tile::<L, 1, WIDTH>(position, panel),
                         2 => self.tile::<L, 2, WIDTH>(position, panel),
-                        _ => self.tile::<L, 1, WIDTH>(position, panel),
+                        3 => self.tile::<L, 3, WIDTH>(position, panel),
+                        _ => self.tile::<L, MOST, WIDTH>(position, panel),
                     }
                 }
             }
@@ -366,6 +390,82 @@ impl Outer<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+/// `sums[k] += sum over p of image[offsets[k] + p] * line[p]`.
+///
+/// `line` is a multiple of the lanes long, `offsets` and `sums` of [`INNER_BLOCK`].
+///
+/// # Panics
+/// If a slice is too short or a length not such a multiple.
+pub(crate) fn accumulate_inner(
+    isa: Isa,
+    offsets: &[usize],
+    image: &[f32],
+    line: &[f32],
+    sums: &mut [f32],
+) {
+    let furthest = offsets.iter().max().copied().unwrap_or(0);
+    assert!(
+        furthest + line.len() <= image.len(),
+        "image too short for its taps"
+    );
+    assert!(line.len().is_multiple_of(isa.lanes()) && sums.len() == offsets.len());
+    let (blocks, rest) = offsets.as_chunks::<INNER_BLOCK>();
+    assert!(rest.is_empty(), "taps in whole blocks");
+    for (offsets, sums) in blocks.iter().zip(sums.as_chunks_mut::<INNER_BLOCK>().0) {
+        // SAFETY: the instruction set was detected; reads reach `line.len()` floats from each
+        // offset on, as checked.
+        unsafe {
+            match isa {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => inner_avx512(offsets, image, line, sums),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => inner_avx2(offsets, image, line, sums),
+                Isa::Portable => inner::<Portable>(offsets, image, line, sums),
+            }
+        }
+    }
+}
+
+type Offsets = [usize; INNER_BLOCK];
+type Sums = [f32; INNER_BLOCK];
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn inner_avx512(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
+    // SAFETY: the caller's.
+    unsafe { inner::<Avx512>(offsets, image, line, sums) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn inner_avx2(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
+    // SAFETY: the caller's.
+    unsafe { inner::<Avx2>(offsets, image, line, sums) }
+}
+
+/// # Safety
+/// The machine has the instructions of `L`; `line` is a multiple of its lanes long, and as many
+/// floats are in the image from each offset on.
+#[inline(always)]
+unsafe fn inner<L: Lanes>(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
+    // SAFETY: the caller's; `lanes` has room for a vector of any width.
+    unsafe {
+        let mut totals = [L::splat(0.0); INNER_BLOCK];
+        for position in (0..line.len()).step_by(L::N) {
+            let g = L::load(line.as_ptr().add(position));
+            for (total, offset) in totals.iter_mut().zip(offsets) {
+                let x = L::load(image.as_ptr().add(offset + position));
+                *total = L::mul_add(x, g, *total);
+            }
+        }
+        for (sum, total) in sums.iter_mut().zip(totals) {
+            let mut lanes = [0.0; 16];
+            L::store(lanes.as_mut_ptr(), total);
+            *sum += lanes[..L::N].iter().sum::<f32>();
         }
     }
 }

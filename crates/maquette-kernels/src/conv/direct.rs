@@ -6,18 +6,28 @@
 //! 1. the output correlates the image with the weights;
 //! 2. the input gradient correlates the padded output gradient with the flipped weights, once per
 //!    phase, which is what a transposed convolution is;
-//! 3. the weight gradient sums image times output gradient per tap, over fixed groups of images
+//! 3. the weight gradient sums image times output gradient per tap, over fixed parts of the batch
 //!    whose partial sums are added in order.
+//!
+//! In memory the groups of channels of the images follow each other as images would: with `G`
+//! groups, "image" `i` is group `i % G`, with weights of its own.
 
 use rayon::prelude::*;
 
 use super::Geometry;
-use super::correlate::{Grid, SLACK, TAP_BLOCK, Taps, accumulate_outer, correlate, row_len};
+use super::correlate::{
+    Grid, INNER_BLOCK, SLACK, TAP_BLOCK, Taps, accumulate_inner, accumulate_outer, correlate,
+    row_len,
+};
+use crate::elementwise::GRAIN;
 use crate::simd::Isa;
 
-/// Groups of images whose weight gradients are summed apart and then added in order. Fixed, so
+/// Parts of the batch whose weight gradients are summed apart and then added in order. Fixed, so
 /// that the result does not depend on the number of threads.
-const WEIGHT_GROUPS: usize = 8;
+const WEIGHT_PARTS: usize = 8;
+
+/// Output channels up to which a weight gradient is summed along positions rather than channels.
+const NARROW: usize = 4;
 
 /// An image padded with zeros and split into phases: padded position `u = stride * v + phase` of
 /// an axis is at `v` in the plane of that phase. `[channel][phase][row][column]`, flat.
@@ -50,12 +60,14 @@ impl Phases {
             channels_in,
             kernel: [kh, kw],
             stride: [sh, sw],
+            dilation: [dh, dw],
             ..
         } = self.geometry;
         let mut offsets = Vec::with_capacity(channels_in * kh * kw);
         for channel in 0..channels_in {
             for i in 0..kh {
                 for j in 0..kw {
+                    let (i, j) = (i * dh, j * dw);
                     let plane = (channel * sh + i % sh) * sw + j % sw;
                     offsets.push((plane * self.plane[0] + i / sh) * self.plane[1] + j / sw);
                 }
@@ -116,29 +128,36 @@ pub(super) fn forward(
     weight: &[f32],
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
-    let (image_len, out_len, weight_len) = geometry.lens();
-    let phases = Phases::new(geometry);
-    let taps = Taps::pack(
-        isa,
-        phases.offsets(),
-        geometry.channels_out,
-        |channel, tap| weight[channel * weight_len + tap],
-    );
+    let group = geometry.of_group();
+    let (image_len, out_len, weight_len) = group.lens();
+    let channels_out = group.channels_out;
+    let phases = Phases::new(&group);
+    let pack = |weight: &[f32]| {
+        let weight = |channel, tap| weight[channel * weight_len + tap];
+        Taps::pack(isa, phases.offsets(), channels_out, weight)
+    };
+    let taps: Vec<Taps> = weight
+        .chunks_exact(channels_out * weight_len)
+        .map(pack)
+        .collect();
     let grid = phases.grid();
     let stride = row_len(isa, line(grid));
-    let mut out = vec![0.0; geometry.batch * out_len];
+    let mut out = vec![0.0; geometry.batch * geometry.groups * out_len];
     out.par_chunks_mut(out_len)
         .zip(x.par_chunks(image_len))
+        .enumerate()
+        .with_min_len(GRAIN.div_ceil(image_len.max(out_len)))
         .for_each_init(
-            || (phases.buffer(), vec![0.0; taps.rows() * stride]),
-            |(padded, sums), (out, image)| {
+            || (phases.buffer(), vec![0.0; taps[0].rows() * stride]),
+            |(padded, sums), (index, (out, image))| {
+                let index = index % geometry.groups;
                 phases.fill(image, padded);
-                correlate(&taps, padded, 0, line(grid), sums);
+                correlate(&taps[index], padded, 0, line(grid), sums);
                 let channels = out
                     .chunks_exact_mut(grid.rows * grid.cols)
                     .zip(sums.chunks_exact(stride));
                 for (channel, (out, sums)) in channels.enumerate() {
-                    let bias = bias.map_or(0.0, |bias| bias[channel]);
+                    let bias = bias.map_or(0.0, |bias| bias[index * channels_out + channel]);
                     for (out, sums) in out
                         .chunks_exact_mut(grid.cols)
                         .zip(sums.chunks(grid.stride))
@@ -156,8 +175,8 @@ pub(super) fn forward(
 /// One axis of one phase of the input gradient: which inputs it is, and which taps reach them.
 struct PhaseAxis {
     phase: usize,
-    /// Kernel positions `phase + stride * t` for `t` in `0..taps`.
-    taps: usize,
+    /// Its numbers of the kernel, and how many outputs before the input's cell each reads.
+    taps: Vec<(usize, usize)>,
     /// Inputs `stride * v + phase - padding` for `v` in `first..end`.
     first: usize,
     end: usize,
@@ -167,9 +186,11 @@ impl PhaseAxis {
     fn new(geometry: &Geometry, axis: usize, phase: usize) -> Self {
         let (stride, padding) = (geometry.stride[axis], geometry.padding[axis]);
         let beyond = geometry.input[axis] + padding;
+        let reach = |tap: usize| tap * geometry.dilation[axis];
+        let taps = (0..geometry.kernel[axis]).filter(|tap| reach(*tap) % stride == phase);
         Self {
             phase,
-            taps: geometry.kernel[axis].saturating_sub(phase).div_ceil(stride),
+            taps: taps.map(|tap| (tap, reach(tap) / stride)).collect(),
             first: padding.saturating_sub(phase).div_ceil(stride),
             end: beyond.saturating_sub(phase).div_ceil(stride),
         }
@@ -193,12 +214,8 @@ struct Bordered {
 impl Bordered {
     fn new(geometry: &Geometry, axes: &[Vec<PhaseAxis>; 2]) -> Self {
         let before = [0, 1].map(|axis| {
-            axes[axis]
-                .iter()
-                .map(|phase| phase.taps)
-                .max()
-                .unwrap_or(1)
-                .saturating_sub(1)
+            let taps = axes[axis].iter().flat_map(|phase| &phase.taps);
+            taps.map(|(_, before)| *before).max().unwrap_or(0)
         });
         let plane = [0, 1].map(|axis| {
             let reached = axes[axis].iter().map(|phase| phase.end).max().unwrap_or(0);
@@ -241,27 +258,27 @@ impl<'a> InputPhase<'a> {
     ) -> Option<Self> {
         let rows = row.end.saturating_sub(row.first);
         let cols = col.end.saturating_sub(col.first);
-        let per_channel = row.taps * col.taps;
+        let per_channel = row.taps.len() * col.taps.len();
         if rows * cols * per_channel == 0 {
             return None;
         }
-        let ([sh, sw], [kh, kw]) = (geometry.stride, geometry.kernel);
+        let [kh, kw] = geometry.kernel;
         let split = |tap: usize| {
             let (channel, tap) = (tap / per_channel, tap % per_channel);
-            (channel, tap / col.taps, tap % col.taps)
+            let (i, j) = (tap / col.taps.len(), tap % col.taps.len());
+            (channel, row.taps[i], col.taps[j])
         };
         let offsets = (0..geometry.channels_out * per_channel).map(|tap| {
-            let (channel, i, j) = split(tap);
-            let row = channel * bordered.plane[0] + bordered.before[0] - i;
-            row * bordered.plane[1] + bordered.before[1] - j
+            let (channel, (_, rows), (_, cols)) = split(tap);
+            let row = channel * bordered.plane[0] + bordered.before[0] - rows;
+            row * bordered.plane[1] + bordered.before[1] - cols
         });
         let taps = Taps::pack(
             isa,
             offsets.collect(),
             geometry.channels_in,
             |channel, tap| {
-                let (out, i, j) = split(tap);
-                let (i, j) = (row.phase + sh * i, col.phase + sw * j);
+                let (out, (i, _), (j, _)) = split(tap);
                 weight[((out * geometry.channels_in + channel) * kh + i) * kw + j]
             },
         );
@@ -322,32 +339,41 @@ pub(super) fn input_gradient(
     weight: &[f32],
     grad: &[f32],
 ) -> Vec<f32> {
-    let (image_len, out_len, _) = geometry.lens();
-    let axes = [PhaseAxis::all(geometry, 0), PhaseAxis::all(geometry, 1)];
-    let bordered = Bordered::new(geometry, &axes);
-    let phases: Vec<_> = axes[0]
-        .iter()
-        .flat_map(|row| axes[1].iter().map(move |col| [row, col]))
-        .filter_map(|axes| InputPhase::new(isa, geometry, &bordered, weight, axes))
+    let group = geometry.of_group();
+    let (image_len, out_len, weight_len) = group.lens();
+    let axes = [PhaseAxis::all(&group, 0), PhaseAxis::all(&group, 1)];
+    let bordered = Bordered::new(&group, &axes);
+    let of_group = |weight| -> Vec<InputPhase> {
+        let cols = |row| axes[1].iter().map(move |col| [row, col]);
+        let pairs = axes[0].iter().flat_map(cols);
+        pairs
+            .filter_map(|axes| InputPhase::new(isa, &group, &bordered, weight, axes))
+            .collect()
+    };
+    let phases: Vec<_> = weight
+        .chunks_exact(group.channels_out * weight_len)
+        .map(of_group)
         .collect();
-    let sums_len = phases
+    let sums_len = phases[0]
         .iter()
         .map(|p| p.taps.rows() * row_len(isa, line(p.grid)))
         .max();
-    let mut out = vec![0.0; geometry.batch * image_len];
+    let mut out = vec![0.0; geometry.batch * geometry.groups * image_len];
     out.par_chunks_mut(image_len)
         .zip(grad.par_chunks(out_len))
+        .enumerate()
+        .with_min_len(GRAIN.div_ceil(image_len.max(out_len)))
         .for_each_init(
             || {
                 (
-                    bordered.buffer(geometry.channels_out),
+                    bordered.buffer(group.channels_out),
                     vec![0.0; sums_len.unwrap_or(0)],
                 )
             },
-            |(padded, sums), (out, grad)| {
-                bordered.fill(geometry, grad, padded);
-                for phase in &phases {
-                    phase.run(isa, geometry, padded, sums, out);
+            |(padded, sums), (index, (out, grad))| {
+                bordered.fill(&group, grad, padded);
+                for phase in &phases[index % geometry.groups] {
+                    phase.run(isa, &group, padded, sums, out);
                 }
             },
         );
@@ -355,37 +381,66 @@ pub(super) fn input_gradient(
 }
 
 pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
-    let (image_len, out_len, weight_len) = geometry.lens();
-    let phases = Phases::new(geometry);
+    let group = geometry.of_group();
+    let (image_len, out_len, weight_len) = group.lens();
+    let phases = Phases::new(&group);
+    let narrow = group.channels_out <= NARROW;
     let mut offsets = phases.offsets();
     let last = offsets[weight_len - 1];
-    offsets.resize(weight_len.next_multiple_of(TAP_BLOCK), last);
-    let channels = geometry.channels_out.next_multiple_of(isa.lanes());
+    let block = if narrow { INNER_BLOCK } else { TAP_BLOCK };
+    offsets.resize(weight_len.next_multiple_of(block), last);
     let grid = phases.grid();
     let positions = grid.rows * grid.cols;
-    let group = geometry.batch.div_ceil(WEIGHT_GROUPS);
+    let channels = match narrow {
+        true => group.channels_out,
+        false => group.channels_out.next_multiple_of(isa.lanes()),
+    };
+    // A number of the sums of one group: `[channel][tap]` if narrow, else `[tap][channel]`.
+    let at = |channel: usize, tap: usize| match narrow {
+        true => channel * offsets.len() + tap,
+        false => tap * channels + channel,
+    };
+    let each = geometry.batch.div_ceil(WEIGHT_PARTS) * geometry.groups;
     let partial: Vec<Vec<f32>> = x
-        .par_chunks(group * image_len)
-        .zip(grad.par_chunks(group * out_len))
+        .par_chunks(each * image_len)
+        .zip(grad.par_chunks(each * out_len))
         .map(|(x, grad)| {
             let mut padded = phases.buffer();
-            let mut columns = vec![0.0; positions * channels];
-            let mut sums = vec![0.0; offsets.len() * channels];
-            for (image, grad) in x.chunks_exact(image_len).zip(grad.chunks_exact(out_len)) {
+            let mut columns = match narrow {
+                true => vec![0.0; row_len(isa, line(grid))],
+                false => vec![0.0; positions * channels],
+            };
+            let mut sums = vec![0.0; geometry.groups * offsets.len() * channels];
+            let images = x.chunks_exact(image_len).zip(grad.chunks_exact(out_len));
+            for (index, (image, grad)) in images.enumerate() {
+                let len = offsets.len() * channels;
+                let sums = &mut sums[index % geometry.groups * len..][..len];
                 phases.fill(image, &mut padded);
-                transpose_into(grad, positions, &mut columns, channels);
-                accumulate_outer(isa, &offsets, &padded, grid, &columns, channels, &mut sums);
+                if !narrow {
+                    transpose_into(grad, positions, &mut columns, channels);
+                    accumulate_outer(isa, &offsets, &padded, grid, &columns, channels, sums);
+                    continue;
+                }
+                let channels = grad.chunks_exact(positions);
+                for (grad, sums) in channels.zip(sums.chunks_exact_mut(offsets.len())) {
+                    // Between rows stay the zeros it was made of.
+                    let rows = columns.chunks_mut(grid.stride);
+                    for (to, from) in rows.zip(grad.chunks_exact(grid.cols)) {
+                        to[..grid.cols].copy_from_slice(from);
+                    }
+                    accumulate_inner(isa, &offsets, &padded, &columns, sums);
+                }
             }
             sums
         })
         .collect();
     let mut out = vec![0.0; geometry.channels_out * weight_len];
     for (channel, out) in out.chunks_exact_mut(weight_len).enumerate() {
+        let (index, channel) = (channel / group.channels_out, channel % group.channels_out);
+        let start = index * offsets.len() * channels;
         for (tap, out) in out.iter_mut().enumerate() {
-            *out = partial
-                .iter()
-                .map(|sums| sums[tap * channels + channel])
-                .sum();
+            let sums = partial.iter().map(|sums| sums[start + at(channel, tap)]);
+            *out = sums.sum();
         }
     }
     out

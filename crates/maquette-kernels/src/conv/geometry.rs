@@ -1,5 +1,52 @@
 //! The sizes of a convolution.
 
+/// How the kernel of a convolution moves over the image, per axis: rows, then columns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConvOptions {
+    /// Pixels between neighbouring outputs; for a transposed convolution, between the places where
+    /// the kernel is laid down.
+    pub stride: [usize; 2],
+    /// Zeros added on each side; for a transposed convolution, pixels cut off on each side.
+    pub padding: [usize; 2],
+    /// Pixels between neighbouring taps of the kernel (Yu and Koltun 2016, arXiv:1511.07122).
+    pub dilation: [usize; 2],
+    /// Parts the channels fall into, in and out alike; each part of the output sees its part of the
+    /// input alone. As many as channels: a depthwise convolution (Chollet 2017, arXiv:1610.02357).
+    pub groups: usize,
+}
+
+impl ConvOptions {
+    /// Neighbouring taps, and every output channel sees every input channel.
+    pub fn new(stride: [usize; 2], padding: [usize; 2]) -> Self {
+        Self {
+            stride,
+            padding,
+            dilation: [1, 1],
+            groups: 1,
+        }
+    }
+
+    /// Pixels from the first to the last tap of `kernel`, both included.
+    ///
+    /// # Panics
+    /// If a stride, a dilation or the groups are zero, or the kernel is empty; `operator` says whose.
+    pub(super) fn reach(&self, operator: &str, kernel: [usize; 2]) -> [usize; 2] {
+        assert!(
+            self.stride[0] > 0 && self.stride[1] > 0,
+            "{operator}: a stride must be at least 1"
+        );
+        assert!(
+            self.dilation[0] > 0 && self.dilation[1] > 0 && self.groups > 0,
+            "{operator}: dilation and groups must be at least 1"
+        );
+        assert!(
+            kernel[0] > 0 && kernel[1] > 0,
+            "{operator}: the kernel is empty"
+        );
+        [0, 1].map(|axis| self.dilation[axis] * (kernel[axis] - 1) + 1)
+    }
+}
+
 /// The sizes of one convolution.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
@@ -11,35 +58,39 @@ pub(crate) struct Geometry {
     pub(super) output: [usize; 2],
     pub(super) stride: [usize; 2],
     pub(super) padding: [usize; 2],
+    pub(super) dilation: [usize; 2],
+    pub(super) groups: usize,
 }
 
 impl Geometry {
-    pub(super) fn new(
-        x: [usize; 4],
-        weight: [usize; 4],
-        stride: [usize; 2],
-        padding: [usize; 2],
-    ) -> Self {
+    pub(super) fn new(x: [usize; 4], weight: [usize; 4], options: ConvOptions) -> Self {
         let [batch, channels_in, height, width] = x;
         let [channels_out, weight_in, kernel_height, kernel_width] = weight;
+        let (input, kernel) = ([height, width], [kernel_height, kernel_width]);
+        let ConvOptions {
+            stride,
+            padding,
+            dilation,
+            groups,
+        } = options;
+        let reach = options.reach("conv2d", kernel);
+        let expected = weight_in * groups;
         assert_eq!(
-            channels_in, weight_in,
-            "conv2d: the input has {channels_in} channels, the weight expects {weight_in}"
+            channels_in, expected,
+            "conv2d: the input has {channels_in} channels, the weight expects {expected}"
         );
         assert!(
-            stride[0] > 0 && stride[1] > 0,
-            "conv2d: a stride must be at least 1"
+            channels_out.is_multiple_of(groups),
+            "conv2d: {groups} groups do not divide {channels_out} output channels"
         );
-        let input = [height, width];
-        let kernel = [kernel_height, kernel_width];
         let output = [0, 1].map(|axis| {
             let padded = input[axis] + 2 * padding[axis];
             assert!(
-                (1..=padded).contains(&kernel[axis]),
+                reach[axis] <= padded,
                 "conv2d: a kernel of {} does not fit the padded size {padded}; pad more",
-                kernel[axis],
+                reach[axis],
             );
-            (padded - kernel[axis]) / stride[axis] + 1
+            (padded - reach[axis]) / stride[axis] + 1
         });
         Self {
             batch,
@@ -50,6 +101,19 @@ impl Geometry {
             output,
             stride,
             padding,
+            // Of a single tap it says nothing.
+            dilation: [0, 1].map(|axis| if kernel[axis] == 1 { 1 } else { dilation[axis] }),
+            groups,
+        }
+    }
+
+    /// The convolution that each group is.
+    pub(super) fn of_group(&self) -> Self {
+        Self {
+            channels_in: self.channels_in / self.groups,
+            channels_out: self.channels_out / self.groups,
+            groups: 1,
+            ..*self
         }
     }
 
@@ -64,7 +128,7 @@ impl Geometry {
     pub(super) fn weight_shape(&self) -> [usize; 4] {
         [
             self.channels_out,
-            self.channels_in,
+            self.channels_in / self.groups,
             self.kernel[0],
             self.kernel[1],
         ]
@@ -84,7 +148,7 @@ impl Geometry {
         (
             self.channels_in * self.input[0] * self.input[1],
             self.channels_out * self.output[0] * self.output[1],
-            self.channels_in * self.kernel[0] * self.kernel[1],
+            self.channels_in / self.groups * self.kernel[0] * self.kernel[1],
         )
     }
 }

@@ -3,21 +3,21 @@
 //! A transposed convolution is the input gradient of a convolution, so three functions serve both.
 //! Each picks its method by the sizes alone: a matrix product where the convolution is one
 //! ([`dense`]), minimal filtering where that saves work ([`winograd`]), sums over taps otherwise
-//! ([`direct`]).
+//! ([`direct`]). The sums over taps know groups; for the others each group is a convolution of its
+//! own, and the channels of wide groups are gathered first.
 
-mod conv2d;
-mod conv_transpose2d;
 mod correlate;
 mod dense;
 mod direct;
 mod geometry;
+mod operator;
 mod winograd;
 
 use rayon::prelude::*;
 
-pub use self::conv_transpose2d::conv_transpose2d;
-pub use self::conv2d::conv2d;
+pub use self::geometry::ConvOptions;
 use self::geometry::Geometry;
+pub use self::operator::{conv_transpose2d, conv2d};
 use crate::elementwise::{sum, vectorized};
 use crate::simd::Isa;
 
@@ -30,16 +30,26 @@ enum Method {
     Direct,
 }
 
+/// Channels of a group from which on it is worth gathering.
+const WIDE: usize = 8;
+
 impl Method {
     fn of(geometry: &Geometry) -> Self {
-        if geometry.kernel == geometry.input && geometry.padding == [0, 0] {
+        let group = geometry.of_group();
+        let narrow = group.channels_in.min(group.channels_out) < WIDE;
+        if geometry.groups > 1 && narrow {
+            Self::Direct
+        } else if geometry.kernel == geometry.input
+            && geometry.padding == [0, 0]
+            && geometry.dilation == [1, 1]
+        {
             Self::WholeImage
         } else if geometry.kernel == [1, 1]
             && geometry.stride == [1, 1]
             && geometry.padding == [0, 0]
         {
             Self::Pointwise
-        } else if winograd::suits(geometry) {
+        } else if winograd::suits(&group) {
             Self::Winograd
         } else {
             Self::Direct
@@ -52,10 +62,15 @@ fn forward(geometry: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>)
     let isa = Isa::detect();
     let [_, _, rows, cols] = geometry.output_shape();
     match Method::of(geometry) {
+        Method::Direct => direct::forward(isa, geometry, x, weight, bias),
+        _ if geometry.groups > 1 => by_group(geometry, |group, index| {
+            let x = gathered(x, geometry, index);
+            let bias = bias.map(|bias| part(bias, geometry, index));
+            forward(group, &x, part(weight, geometry, index), bias)
+        }),
         Method::Pointwise => with_bias(dense::pointwise(geometry, x, weight), bias, rows * cols),
         Method::WholeImage => with_bias(dense::whole_image(geometry, x, weight), bias, 1),
         Method::Winograd => winograd::forward(isa, geometry, x, weight, bias),
-        Method::Direct => direct::forward(isa, geometry, x, weight, bias),
     }
 }
 
@@ -69,10 +84,17 @@ fn input_gradient(
 ) -> Vec<f32> {
     let isa = Isa::detect();
     let out = match Method::of(geometry) {
+        Method::Direct => direct::input_gradient(isa, geometry, weight, grad),
+        _ if geometry.groups > 1 => {
+            return by_group(geometry, |group, index| {
+                let grad = gathered(grad, geometry, index);
+                let bias = bias.map(|bias| part(bias, geometry, index));
+                input_gradient(group, part(weight, geometry, index), &grad, bias)
+            });
+        }
         Method::Winograd => return winograd::input_gradient(isa, geometry, weight, grad, bias),
         Method::Pointwise => dense::pointwise_input_gradient(geometry, weight, grad),
         Method::WholeImage => dense::whole_image_input_gradient(geometry, weight, grad),
-        Method::Direct => direct::input_gradient(isa, geometry, weight, grad),
     };
     with_bias(out, bias, geometry.input[0] * geometry.input[1])
 }
@@ -81,11 +103,42 @@ fn input_gradient(
 fn weight_gradient(geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let isa = Isa::detect();
     match Method::of(geometry) {
+        Method::Direct => direct::weight_gradient(isa, geometry, x, grad),
+        _ if geometry.groups > 1 => {
+            let group = geometry.of_group();
+            let gradient = |index| {
+                let [x, grad] = [x, grad].map(|values| gathered(values, geometry, index));
+                weight_gradient(&group, &x, &grad)
+            };
+            (0..geometry.groups).flat_map(gradient).collect()
+        }
         Method::Pointwise => dense::pointwise_weight_gradient(geometry, x, grad),
         Method::WholeImage => dense::whole_image_weight_gradient(geometry, x, grad),
         Method::Winograd => winograd::weight_gradient(isa, geometry, x, grad),
-        Method::Direct => direct::weight_gradient(isa, geometry, x, grad),
     }
+}
+
+/// What belongs to a group of weights or biases.
+fn part<'a>(values: &'a [f32], geometry: &Geometry, group: usize) -> &'a [f32] {
+    let len = values.len() / geometry.groups;
+    &values[group * len..][..len]
+}
+
+/// The channels of one group of all images.
+fn gathered(values: &[f32], geometry: &Geometry, group: usize) -> Vec<f32> {
+    let len = values.len() / (geometry.batch * geometry.groups);
+    let parts = values.chunks_exact(len);
+    let parts: Vec<&[f32]> = parts.skip(group).step_by(geometry.groups).collect();
+    parts.concat()
+}
+
+/// Images whose channels `f` gives group by group.
+fn by_group(geometry: &Geometry, f: impl Fn(&Geometry, usize) -> Vec<f32>) -> Vec<f32> {
+    let group = geometry.of_group();
+    let groups: Vec<Vec<f32>> = (0..geometry.groups).map(|index| f(&group, index)).collect();
+    let len = groups[0].len() / geometry.batch;
+    let images = (0..geometry.batch).flat_map(|n| groups.iter().map(move |g| &g[n * len..][..len]));
+    images.collect::<Vec<_>>().concat()
 }
 
 /// Adds a bias per channel to images of planes of `plane` numbers.
@@ -163,12 +216,32 @@ mod tests {
         for channels_out in [1, 5, 17, 40, 70] {
             for stride in [[1, 1], [2, 3]] {
                 let weight = [channels_out, 3, 3, 2];
-                let geometry = Geometry::new([2, 3, 9, 13], weight, stride, [1, 0]);
-                let expected = all(Isa::Portable, &geometry, false);
-                for isa in Isa::available() {
-                    let found = all(isa, &geometry, false);
-                    assert_close(&found, &expected, &format!("{isa:?}"));
-                }
+                let options = ConvOptions::new(stride, [1, 0]);
+                assert_same(&Geometry::new([2, 3, 9, 13], weight, options));
+            }
+        }
+    }
+
+    /// Every instruction set sums over taps to the same.
+    fn assert_same(geometry: &Geometry) {
+        let expected = all(Isa::Portable, geometry, false);
+        for isa in Isa::available() {
+            let found = all(isa, geometry, false);
+            assert_close(&found, &expected, &format!("{isa:?} {geometry:?}"));
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_with_groups() {
+        for [groups, per_in, per_out] in [[5, 1, 1], [4, 1, 3], [3, 2, 5], [2, 9, 1], [2, 3, 17]] {
+            for dilation in [[1, 1], [2, 3]] {
+                let options = ConvOptions {
+                    dilation,
+                    groups,
+                    ..ConvOptions::new([2, 1], [1, 3])
+                };
+                let weight = [groups * per_out, per_in, 3, 2];
+                assert_same(&Geometry::new([9, groups * per_in, 9, 13], weight, options));
             }
         }
     }
@@ -190,8 +263,7 @@ mod tests {
             let geometry = Geometry::new(
                 [batch, c_in, height, width],
                 [c_out, c_in, kernel, kernel],
-                [stride; 2],
-                [padding; 2],
+                ConvOptions::new([stride; 2], [padding; 2]),
             );
             let expected = all(Isa::Portable, &geometry, false);
             for isa in Isa::available() {

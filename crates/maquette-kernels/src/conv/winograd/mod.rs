@@ -38,7 +38,7 @@ fn padded(channels: usize) -> usize {
 
 /// Whether minimal filtering covers a convolution and saves work.
 pub(super) fn suits(geometry: &Geometry) -> bool {
-    let Some(taps) = taps(geometry) else {
+    let Some(taps) = taps(geometry).filter(|_| geometry.dilation == [1, 1]) else {
         return false;
     };
     let covered = (0..2).all(|axis| geometry.padding[axis] / geometry.stride[axis] < taps);

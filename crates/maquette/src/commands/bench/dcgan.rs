@@ -35,12 +35,10 @@ impl Generator {
             ..ConvTranspose2dConfig::double(pair[0], pair[1])
         });
         let first = ConvTranspose2dConfig {
-            d_in: LATENT,
-            d_out: WIDTHS[0],
-            kernel: 4,
             stride: 1,
             padding: 0,
             bias: false,
+            ..ConvTranspose2dConfig::double(LATENT, WIDTHS[0])
         };
         let convs = std::iter::once(first).chain(doubles);
         Self {
@@ -74,12 +72,10 @@ impl Discriminator {
     fn new(device: &Device) -> Self {
         let conv = |[d_in, d_out]: [usize; 2], stride, padding| {
             let config = Conv2dConfig {
-                d_in,
-                d_out,
-                kernel: 4,
                 stride,
                 padding,
                 bias: false,
+                ..Conv2dConfig::same(d_in, d_out, 4)
             };
             config.init(device)
         };
