@@ -1,10 +1,14 @@
-//! A decoder-only transformer that is GPT-2 or Llama by its configuration.
+//! A decoder-only transformer that is GPT-2 or one of the Llama family by its configuration.
 //!
 //! - GPT-2: Radford et al. 2019, "Language models are unsupervised multitask learners": learned
 //!   positions, layer norm before each block, GELU, offsets everywhere, the head tied to the
 //!   embedding.
 //! - Llama: Touvron et al. 2023, arXiv:2302.13971: rotary positions, RMS norm, SwiGLU, no offsets,
-//!   optionally grouped queries.
+//!   optionally grouped queries; from 3.1 on with stretched rotary frequencies.
+//! - Mistral: Jiang et al. 2023, arXiv:2310.06825: Llama with a sliding window.
+//! - Qwen2, Qwen3: arXiv:2407.10671, arXiv:2505.09388: Llama with offsets of queries, keys and
+//!   values; with norms of queries and keys and heads of any width.
+//! - Our own models may take sinusoids (Vaswani et al. 2017) or ALiBi (Press et al. 2021) instead.
 
 use burn::{
     module::Module,
@@ -13,10 +17,11 @@ use burn::{
 };
 use maquette_nn::{
     Attention, AttentionConfig, Dropout, InitScheme, KvCache, Linear, LinearConfig, Mlp, MlpConfig,
-    MlpKind, Norm, NormConfig, NormKind, Rope,
+    MlpKind, Norm, NormConfig, NormKind, Rope, RopeScaling,
     attention::AttentionContext,
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
+    positions::{alibi, sinusoids},
     project,
 };
 use maquette_rng::Rng;
@@ -32,6 +37,10 @@ pub enum Positions {
     Learned,
     /// Rotation of queries and keys.
     Rotary,
+    /// Sines and cosines, added to the embedding times `sqrt(d_model)`.
+    Sinusoidal,
+    /// Scores that fall with the distance, at a rate of each head.
+    Alibi,
 }
 
 /// Configuration of a [`Gpt`]. The default is nanoGPT's small setting of the GPT-2 family.
@@ -51,26 +60,48 @@ pub struct GptConfig {
     /// Number of key and value heads; as many as query heads if absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_kv_heads: Option<usize>,
-    /// Width inside the MLP; 4 `d_model` for GELU, 8/3 `d_model` rounded up to a multiple of 32 for
-    /// SwiGLU if absent, so that both have about as many weights.
+    /// Width of a head; `d_model / n_heads` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub d_head: Option<usize>,
+    /// Width inside the MLP; 4 `d_model`, or 8/3 `d_model` rounded up to a multiple of 32 with a
+    /// gate if absent, so that both have about as many weights.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub d_ff: Option<usize>,
-    /// Learned or rotary.
+    /// Learned, rotary, sinusoidal or ALiBi.
     pub positions: Positions,
     /// Layer norm or RMS norm.
     pub norm: NormKind,
     /// Added under the norm's square root.
     pub norm_eps: f64,
-    /// GELU or SwiGLU.
+    /// GELU, SwiGLU or another.
     pub mlp: MlpKind,
     /// Whether projections and layer norms add an offset.
     pub bias: bool,
+    /// The same of queries, keys and values; as `bias` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qkv_bias: Option<bool>,
+    /// The same of what attention writes; as `bias` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proj_bias: Option<bool>,
+    /// The same of the MLP; as `bias` if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mlp_bias: Option<bool>,
+    /// Whether every query and every key passes an RMS norm.
+    pub qk_norm: bool,
+    /// How many positions one sees, itself included; all before it if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// The first block that `window` holds for.
+    pub window_from: usize,
     /// Whether the head is the transposed embedding.
     pub tied_head: bool,
     /// Dropout of embeddings, attention weights and what blocks write.
     pub dropout: f64,
     /// Longest rotary wavelength, in positions over `2 pi`.
     pub rope_theta: f64,
+    /// How rotary frequencies were stretched to a longer context, if they were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// How weights are drawn. Embeddings are always normal with deviation 0.02.
     pub init: InitScheme,
 }
@@ -84,15 +115,23 @@ impl Default for GptConfig {
             n_layers: 4,
             n_heads: 4,
             n_kv_heads: None,
+            d_head: None,
             d_ff: None,
             positions: Positions::Learned,
             norm: NormKind::LayerNorm,
             norm_eps: 1e-5,
             mlp: MlpKind::Gelu,
             bias: true,
+            qkv_bias: None,
+            proj_bias: None,
+            mlp_bias: None,
+            qk_norm: false,
+            window: None,
+            window_from: 0,
             tied_head: true,
             dropout: 0.0,
             rope_theta: 10_000.0,
+            rope_scaling: None,
             init: InitScheme::Scaled,
         }
     }
@@ -116,12 +155,37 @@ impl GptConfig {
         self.n_kv_heads.unwrap_or(self.n_heads)
     }
 
+    /// Width of a head.
+    pub fn head_width(&self) -> usize {
+        self.d_head.unwrap_or(self.d_model / self.n_heads.max(1))
+    }
+
     /// Width inside the MLP.
     pub fn mlp_width(&self) -> usize {
-        self.d_ff.unwrap_or_else(|| match self.mlp {
-            MlpKind::Gelu => 4 * self.d_model,
-            MlpKind::Swiglu => (8 * self.d_model).div_ceil(3).next_multiple_of(32),
+        self.d_ff.unwrap_or_else(|| match self.mlp.is_gated() {
+            false => 4 * self.d_model,
+            true => (8 * self.d_model).div_ceil(3).next_multiple_of(32),
         })
+    }
+
+    /// Whether queries, keys and values add an offset.
+    pub fn qkv_bias(&self) -> bool {
+        self.qkv_bias.unwrap_or(self.bias)
+    }
+
+    /// Whether what attention writes adds an offset.
+    pub fn proj_bias(&self) -> bool {
+        self.proj_bias.unwrap_or(self.bias)
+    }
+
+    /// Whether the projections of the MLP add an offset.
+    pub fn mlp_bias(&self) -> bool {
+        self.mlp_bias.unwrap_or(self.bias)
+    }
+
+    /// How many positions one sees in a block; all before it if absent.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        self.window.filter(|_| layer >= self.window_from)
     }
 
     /// Checks that the sizes fit together.
@@ -136,13 +200,16 @@ impl GptConfig {
             ("n_layers", self.n_layers),
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.kv_heads()),
+            ("d_head", self.d_head.unwrap_or(1)),
             ("d_ff", self.mlp_width()),
+            ("window", self.window.unwrap_or(1)),
         ] {
             require(value > 0, key, || "must be at least 1".into())?;
         }
         let (d_model, n_heads) = (self.d_model, self.n_heads);
-        require(d_model.is_multiple_of(n_heads), "n_heads", || {
-            format!("{n_heads} heads do not divide d_model = {d_model}")
+        let divides = self.d_head.is_some() || d_model.is_multiple_of(n_heads);
+        require(divides, "n_heads", || {
+            format!("{n_heads} heads do not divide d_model = {d_model}; or give d_head")
         })?;
         require(
             n_heads.is_multiple_of(self.kv_heads()),
@@ -154,17 +221,20 @@ impl GptConfig {
                 )
             },
         )?;
-        let even = (d_model / n_heads).is_multiple_of(2);
-        require(
-            self.positions != Positions::Rotary || even,
-            "n_heads",
-            || {
-                format!(
-                    "rotary positions need an even head width, not {}",
-                    d_model / n_heads
-                )
-            },
-        )?;
+        let rotary = self.positions == Positions::Rotary;
+        let d_head = self.head_width();
+        require(!rotary || d_head.is_multiple_of(2), "n_heads", || {
+            format!("rotary positions need an even head width, not {d_head}")
+        })?;
+        if let Some(scaling) = &self.rope_scaling {
+            require(rotary, "rope_scaling", || {
+                "stretches rotary positions, and there are none".into()
+            })?;
+            let fault = scaling.fault();
+            require(fault.is_none(), "rope_scaling", || {
+                fault.clone().unwrap_or_default()
+            })?;
+        }
         require((0.0..1.0).contains(&self.dropout), "dropout", || {
             format!("{} is not in [0, 1)", self.dropout)
         })?;
@@ -202,36 +272,47 @@ impl GptConfig {
             eps: self.norm_eps,
             bias: self.bias,
         };
-        let rotary = self.positions == Positions::Rotary;
-        let d_head = self.d_model / self.n_heads;
+        let rope = || {
+            let (theta, scaling) = (self.rope_theta, self.rope_scaling.as_ref());
+            Rope::stretched(self.seq_len, self.head_width(), theta, scaling, device)
+        };
         let head = LinearConfig::new(self.d_model, self.vocab_size).with_bias(false);
+        let has = |positions| self.positions == positions;
         Gpt {
             tokens: embedding(self.vocab_size),
-            positions: (!rotary).then(|| embedding(self.seq_len)),
+            positions: has(Positions::Learned).then(|| embedding(self.seq_len)),
             dropout: Dropout::new(self.dropout),
             blocks: (0..self.n_layers)
-                .map(|_| self.block(&norm, device))
+                .map(|layer| self.block(layer, &norm, device))
                 .collect(),
             norm: norm.init(device),
             head: (!self.tied_head).then(|| head.init(device)),
-            rope: rotary.then(|| Rope::new(self.seq_len, d_head, self.rope_theta, device)),
+            rope: has(Positions::Rotary).then(rope),
+            waves: has(Positions::Sinusoidal)
+                .then(|| sinusoids(self.seq_len, self.d_model, device)),
+            alibi_heads: has(Positions::Alibi).then_some(self.n_heads),
             seq_len: self.seq_len,
         }
     }
 
-    fn block(&self, norm: &NormConfig, device: &Device) -> Block {
+    fn block(&self, layer: usize, norm: &NormConfig, device: &Device) -> Block {
         let attention = AttentionConfig {
             d_model: self.d_model,
             n_heads: self.n_heads,
             n_kv_heads: self.kv_heads(),
-            bias: self.bias,
+            d_head: self.head_width(),
+            qkv_bias: self.qkv_bias(),
+            proj_bias: self.proj_bias(),
+            qk_norm: self.qk_norm.then_some(self.norm_eps),
+            window: self.window_of(layer),
+            scale: None,
             dropout: self.dropout,
         };
         let mlp = MlpConfig {
             kind: self.mlp,
             d_model: self.d_model,
             d_ff: self.mlp_width(),
-            bias: self.bias,
+            bias: self.mlp_bias(),
         };
         Block {
             attention_norm: norm.init(device),
@@ -290,6 +371,11 @@ pub struct Gpt {
     pub(crate) norm: Norm,
     pub(crate) head: Option<Linear>,
     rope: Option<Rope>,
+    /// Sinusoids, `[seq_len, d_model]`.
+    waves: Option<Tensor<2>>,
+    /// Heads of ALiBi, where positions are its.
+    #[module(skip)]
+    alibi_heads: Option<usize>,
     seq_len: usize,
 }
 
@@ -350,11 +436,19 @@ impl Gpt {
         if let Some(positions) = &self.positions {
             x = x + positions.weight.val().narrow(0, past, seq).unsqueeze::<3>();
         }
+        if let Some(waves) = &self.waves {
+            let scale = (x.dims()[2] as f64).sqrt();
+            x = x * scale + waves.clone().narrow(0, past, seq).unsqueeze::<3>();
+        }
         x = self.dropout.forward(x);
+        let bias = self
+            .alibi_heads
+            .map(|n_heads| alibi(n_heads, seq, past, &x.device()));
         for (layer, block) in self.blocks.iter().enumerate() {
             let context = AttentionContext {
                 causal: true,
                 rope: self.rope.as_ref(),
+                bias: bias.clone(),
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),
             };
@@ -388,12 +482,30 @@ mod tests {
         }
     }
 
-    fn families() -> [GptConfig; 2] {
+    fn families() -> [GptConfig; 5] {
         let llama = GptConfig {
             n_kv_heads: Some(2),
             ..tiny(GptConfig::llama())
         };
-        [tiny(GptConfig::default()), llama]
+        let qwen3 = GptConfig {
+            d_head: Some(6),
+            qk_norm: true,
+            qkv_bias: Some(true),
+            window: Some(3),
+            window_from: 1,
+            ..llama.clone()
+        };
+        let positions = |positions| GptConfig {
+            positions,
+            ..tiny(GptConfig::default())
+        };
+        [
+            tiny(GptConfig::default()),
+            llama,
+            qwen3,
+            positions(Positions::Sinusoidal),
+            positions(Positions::Alibi),
+        ]
     }
 
     fn model(config: &GptConfig) -> Gpt {
@@ -544,6 +656,17 @@ mod tests {
                 .unwrap_err()
                 .to_string()
                 .starts_with("vocab_size")
+        );
+        let stretched = GptConfig {
+            rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
+            ..tiny(GptConfig::default())
+        };
+        assert!(
+            stretched
+                .validate()
+                .unwrap_err()
+                .to_string()
+                .starts_with("rope_scaling: stretches rotary")
         );
     }
 }

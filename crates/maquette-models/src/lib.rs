@@ -3,6 +3,7 @@
 //! Configurations are plain serde structures that stand in recipes as tables. `validate` reports
 //! what is wrong with one; `init` draws its weights from a passed generator.
 
+pub mod bert;
 pub mod classifier;
 pub mod diffusion;
 pub mod error;
@@ -12,6 +13,7 @@ pub mod perceptron;
 pub mod store;
 pub mod vae;
 
+pub use bert::{Bert, BertConfig, BertHead, BertInput};
 pub use classifier::{Classifier, ClassifierConfig};
 pub use diffusion::{
     Diffusion, DiffusionConfig, NoiseSchedule, Prediction, Target,

@@ -161,6 +161,15 @@ pub(crate) fn replace(
 /// # Errors
 /// [`ModelError::Io`], [`ModelError::Corrupt`] or [`ModelError::Unsupported`].
 pub fn read(path: &Path) -> Result<(Tensors, Metadata), ModelError> {
+    read_as(path, |name| Some(name.to_owned()))
+}
+
+/// As [`read`], with every tensor under the name that `rename` gives it, and without those it gives
+/// none, whatever they hold.
+pub(crate) fn read_as(
+    path: &Path,
+    rename: impl Fn(&str) -> Option<String>,
+) -> Result<(Tensors, Metadata), ModelError> {
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
     let corrupt = |reason: safetensors::SafeTensorError| ModelError::Corrupt {
         path: path.to_owned(),
@@ -176,6 +185,9 @@ pub fn read(path: &Path) -> Result<(Tensors, Metadata), ModelError> {
     let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
     let mut tensors = Tensors::new();
     for (name, view) in file.iter() {
+        let Some(renamed) = rename(name) else {
+            continue;
+        };
         let dtype = match view.dtype() {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
@@ -191,7 +203,7 @@ pub fn read(path: &Path) -> Result<(Tensors, Metadata), ModelError> {
         };
         let bytes = burn::tensor::Bytes::from_bytes_vec(view.data().to_vec());
         let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
-        tensors.insert(name.to_owned(), data.convert::<f32>());
+        tensors.insert(renamed, data.convert::<f32>());
     }
     Ok((tensors, metadata))
 }

@@ -8,6 +8,7 @@ use maquette_kernels::{AttentionOptions, self_attention};
 
 use crate::dropout::Dropout;
 use crate::linear::{Linear, LinearConfig};
+use crate::norm::{Norm, NormConfig, NormKind};
 use crate::rope::Rope;
 
 /// Configuration of [`Attention`].
@@ -15,33 +16,71 @@ use crate::rope::Rope;
 pub struct AttentionConfig {
     /// Width of the residual stream.
     pub d_model: usize,
-    /// Number of query heads; divides `d_model`.
+    /// Number of query heads.
     pub n_heads: usize,
     /// Number of key and value heads; divides `n_heads` (Ainslie et al. 2023).
     pub n_kv_heads: usize,
-    /// Whether the projections add an offset.
-    pub bias: bool,
+    /// Width of a head.
+    pub d_head: usize,
+    /// Whether queries, keys and values add an offset.
+    pub qkv_bias: bool,
+    /// Whether the projection of what was mixed adds an offset.
+    pub proj_bias: bool,
+    /// RMS norms of every query and key, with this number under the root (Henry et al. 2020).
+    pub qk_norm: Option<f64>,
+    /// How many positions a causal one sees, itself included (Beltagy et al. 2020); all before it
+    /// if absent.
+    pub window: Option<usize>,
+    /// What scores are multiplied by; `1 / sqrt(d_head)` if absent.
+    pub scale: Option<f64>,
     /// Dropout of the attention weights.
     pub dropout: f64,
 }
 
 impl AttentionConfig {
+    /// Heads that share `d_model`, each with its keys and values, and offsets everywhere.
+    pub fn new(d_model: usize, n_heads: usize) -> Self {
+        Self {
+            d_model,
+            n_heads,
+            n_kv_heads: n_heads,
+            d_head: d_model / n_heads,
+            qkv_bias: true,
+            proj_bias: true,
+            qk_norm: None,
+            window: None,
+            scale: None,
+            dropout: 0.0,
+        }
+    }
+
     /// An attention layer; draw its weights with [`crate::init::initialise`].
     pub fn init(&self, device: &Device) -> Attention {
-        let d_head = self.d_model / self.n_heads;
-        let d_qkv = (self.n_heads + 2 * self.n_kv_heads) * d_head;
-        let linear = |d_in, d_out| {
-            LinearConfig::new(d_in, d_out)
-                .with_bias(self.bias)
-                .init(device)
+        let linear =
+            |d_in, d_out, bias| LinearConfig::new(d_in, d_out).with_bias(bias).init(device);
+        let norm = || {
+            self.qk_norm.map(|eps| {
+                let config = NormConfig {
+                    kind: NormKind::RmsNorm,
+                    d_model: self.d_head,
+                    eps,
+                    bias: false,
+                };
+                config.init(device)
+            })
         };
+        let slots = self.n_heads + 2 * self.n_kv_heads;
         Attention {
-            qkv: linear(self.d_model, d_qkv),
-            proj: linear(self.d_model, self.d_model),
+            qkv: linear(self.d_model, slots * self.d_head, self.qkv_bias),
+            q_norm: norm(),
+            k_norm: norm(),
+            proj: linear(self.n_heads * self.d_head, self.d_model, self.proj_bias),
             dropout: Dropout::new(self.dropout),
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
-            d_head,
+            d_head: self.d_head,
+            window: self.window,
+            scale: self.scale,
         }
     }
 }
@@ -51,12 +90,20 @@ impl AttentionConfig {
 pub struct Attention {
     /// `[d_model, (n_heads + 2 n_kv_heads) d_head]`: all queries, then all keys, then all values.
     pub qkv: Linear,
-    /// `[d_model, d_model]`.
+    /// Of every query, `[d_head]`.
+    pub q_norm: Option<Norm>,
+    /// Of every key, `[d_head]`.
+    pub k_norm: Option<Norm>,
+    /// `[n_heads d_head, d_model]`.
     pub proj: Linear,
     dropout: Dropout,
     n_heads: usize,
     n_kv_heads: usize,
     d_head: usize,
+    #[module(skip)]
+    window: Option<usize>,
+    #[module(skip)]
+    scale: Option<f64>,
 }
 
 /// What one call of [`Attention::forward`] attends with.
@@ -66,6 +113,9 @@ pub struct AttentionContext<'a> {
     pub causal: bool,
     /// Rotary positions, if the model has them.
     pub rope: Option<&'a Rope>,
+    /// Added to the scores: positions, or minus infinity where nothing may be seen;
+    /// `[batch or 1, n_heads or 1, seq or 1, past + seq]`.
+    pub bias: Option<Tensor<4>>,
     /// Number of positions before the first of this call.
     pub past: usize,
     /// Keys and values of the positions before, and the layer's index in it.
@@ -76,10 +126,10 @@ impl Attention {
     /// # Shapes
     /// - input, output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
-        // 1. Fused projection; rotary positions before keys are stored.
+        // 1. Fused projection; norms and rotary positions before keys are stored.
         let mut qkv = self.qkv.forward(x);
-        if let Some(rope) = context.rope {
-            qkv = self.rotate(qkv, rope, context.past);
+        if context.rope.is_some() || self.q_norm.is_some() {
+            qkv = self.turn(qkv, context.rope, context.past);
         }
         // 2. Everything seen so far.
         let keys = self.n_heads;
@@ -90,91 +140,132 @@ impl Attention {
             let v = self.heads(&qkv, values, self.n_kv_heads);
             seen = Some(cache.extend(layer, k, v));
         }
-        // 3. Mix. The fused kernel knows no past.
-        let mixed = if context.past > 0 {
-            let (k, v) = seen.unwrap_or_else(|| {
-                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
-                (part(keys), part(values))
-            });
-            let [batch, seq, _] = qkv.dims();
-            // A single query sees everything, so decoding needs no mask.
-            let mask =
-                (context.causal && seq > 1).then(|| causal_mask(seq, context.past, &qkv.device()));
-            self.attend(self.heads(&qkv, 0, self.n_heads), k, v, mask)
-                .swap_dims(1, 2)
-                .reshape([batch, seq, self.n_heads * self.d_head])
-        } else {
+        // 3. Mix. The fused kernel knows neither a past nor a bias.
+        let fused = context.past == 0 && context.bias.is_none() && self.scale.is_none();
+        let mixed = if fused {
             let options = AttentionOptions {
                 n_heads: self.n_heads,
                 n_kv_heads: self.n_kv_heads,
                 causal: context.causal,
-                window: None,
+                window: self.window.filter(|_| context.causal),
                 dropout: self.dropout.draw(&qkv.device()),
             };
             self_attention(qkv, options)
+        } else {
+            let (mut k, mut v) = seen.unwrap_or_else(|| {
+                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
+                (part(keys), part(values))
+            });
+            let [_, seq, _] = qkv.dims();
+            let mut bias = context.bias;
+            if context.causal {
+                // What is before the first query's window, no query sees.
+                let total = context.past + seq;
+                let from = match self.window {
+                    Some(window) => (context.past + 1).saturating_sub(window),
+                    None => 0,
+                };
+                if from > 0 {
+                    k = k.narrow(2, from, total - from);
+                    v = v.narrow(2, from, total - from);
+                    bias = bias.map(|bias| bias.narrow(3, from, total - from));
+                }
+                // A single query sees everything else, so decoding needs no mask.
+                if seq > 1 {
+                    let mask = causal_mask(seq, context.past - from, self.window, &qkv.device());
+                    let mask = mask.unsqueeze::<4>();
+                    bias = Some(match bias {
+                        Some(bias) => bias + mask,
+                        None => mask,
+                    });
+                }
+            }
+            let q = self.heads(&qkv, 0, self.n_heads);
+            let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
+            merge_heads(attend(q * scale, k, v, bias, &self.dropout))
         };
         self.proj.forward(mixed)
     }
 
     /// `count` heads of a fused projection from the `first` on, `[batch, count, seq, d_head]`.
     fn heads(&self, qkv: &Tensor<3>, first: usize, count: usize) -> Tensor<4> {
-        let [batch, seq, _] = qkv.dims();
-        qkv.clone()
-            .narrow(2, first * self.d_head, count * self.d_head)
-            .reshape([batch, seq, count, self.d_head])
-            .swap_dims(1, 2)
+        let part = qkv
+            .clone()
+            .narrow(2, first * self.d_head, count * self.d_head);
+        split_heads(part, count)
     }
 
-    /// Rotates the queries and keys of a fused projection.
-    fn rotate(&self, qkv: Tensor<3>, rope: &Rope, past: usize) -> Tensor<3> {
+    /// Normalises and rotates the queries and keys of a fused projection.
+    fn turn(&self, qkv: Tensor<3>, rope: Option<&Rope>, past: usize) -> Tensor<3> {
         let [batch, seq, width] = qkv.dims();
         let turning = self.n_heads + self.n_kv_heads;
         let heads = qkv.reshape([batch, seq, turning + self.n_kv_heads, self.d_head]);
-        let turned = rope.apply(heads.clone().narrow(2, 0, turning), past);
+        let mut turned = heads.clone().narrow(2, 0, turning);
+        if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
+            let q = q_norm.forward(turned.clone().narrow(2, 0, self.n_heads));
+            let k = k_norm.forward(turned.narrow(2, self.n_heads, self.n_kv_heads));
+            turned = Tensor::cat(vec![q, k], 2);
+        }
+        if let Some(rope) = rope {
+            turned = rope.apply(turned, past);
+        }
         let values = heads.narrow(2, turning, self.n_kv_heads);
         Tensor::cat(vec![turned, values], 2).reshape([batch, seq, width])
     }
-
-    /// `softmax(q k^T / sqrt(d_head) + mask) v`.
-    ///
-    /// The queries of one group share their key head: they are laid end to end along the sequence,
-    /// so that keys and values are never repeated in memory.
-    fn attend(
-        &self,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-        mask: Option<Tensor<2>>,
-    ) -> Tensor<4> {
-        let [batch, _, seq, _] = q.dims();
-        let [_, _, seen, _] = k.dims();
-        let rows = self.n_heads / self.n_kv_heads * seq;
-        let grouped = q.reshape([batch, self.n_kv_heads, rows, self.d_head]);
-        let scale = (self.d_head as f64).sqrt().recip();
-        let scores =
-            (grouped * scale)
-                .matmul(k.swap_dims(2, 3))
-                .reshape([batch, self.n_heads, seq, seen]);
-        let scores = match mask {
-            Some(mask) => scores + mask.unsqueeze::<4>(),
-            None => scores,
-        };
-        softmax(scores, 3)
-            .reshape([batch, self.n_kv_heads, rows, seen])
-            .matmul(v)
-            .reshape([batch, self.n_heads, seq, self.d_head])
-    }
 }
 
-/// What hides the future from `seq` queries that follow `past` positions: 0 where a query may look,
-/// minus infinity where not.
+/// `[batch, seq, heads d_head]` as `[batch, heads, seq, d_head]`.
+fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
+    let [batch, seq, width] = x.dims();
+    x.reshape([batch, seq, heads, width / heads])
+        .swap_dims(1, 2)
+}
+
+/// The inverse of [`split_heads`].
+fn merge_heads(x: Tensor<4>) -> Tensor<3> {
+    let [batch, heads, seq, d_head] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, seq, heads * d_head])
+}
+
+/// `softmax(q k^T + bias) v`, where the queries are already scaled.
+///
+/// The queries of one group share their key head: they are laid end to end along the sequence, so
+/// that keys and values are never repeated in memory.
+fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    bias: Option<Tensor<4>>,
+    dropout: &Dropout,
+) -> Tensor<4> {
+    let [batch, n_heads, seq, d_head] = q.dims();
+    let [_, n_kv_heads, seen, _] = k.dims();
+    let rows = n_heads / n_kv_heads * seq;
+    let scores = q
+        .reshape([batch, n_kv_heads, rows, d_head])
+        .matmul(k.swap_dims(2, 3))
+        .reshape([batch, n_heads, seq, seen]);
+    let scores = match bias {
+        Some(bias) => scores + bias,
+        None => scores,
+    };
+    dropout
+        .forward(softmax(scores, 3))
+        .reshape([batch, n_kv_heads, rows, seen])
+        .matmul(v)
+        .reshape([batch, n_heads, seq, d_head])
+}
+
+/// What hides the future, and what lies before a window, from `seq` queries that follow `past`
+/// positions: 0 where a query may look, minus infinity where not.
 ///
 /// # Shapes
 /// - output: `[seq, past + seq]`
-fn causal_mask(seq: usize, past: usize, device: &Device) -> Tensor<2> {
+fn causal_mask(seq: usize, past: usize, window: Option<usize>, device: &Device) -> Tensor<2> {
     let seen = past + seq;
     let hidden = |query: usize, key: usize| {
-        if key > past + query {
+        let position = past + query;
+        if key > position || window.is_some_and(|window| key + window <= position) {
             f32::NEG_INFINITY
         } else {
             0.0
@@ -184,6 +275,17 @@ fn causal_mask(seq: usize, past: usize, device: &Device) -> Tensor<2> {
         .flat_map(|query| (0..seen).map(move |key| hidden(query, key)))
         .collect();
     Tensor::from_data(TensorData::new(values, [seq, seen]), device)
+}
+
+/// What hides the positions that only fill a row up, to be added to scores.
+///
+/// # Shapes
+/// - mask: `[batch, seq]`, 1 for a token, 0 for what fills up
+/// - output: `[batch, 1, 1, seq]`
+pub fn padding_bias(mask: Tensor<2>) -> Tensor<4> {
+    let [batch, seq] = mask.dims();
+    // Far below any score, but finite: a row of nothing but filling stays a number.
+    ((mask - 1.0) * 1e30).reshape([batch, 1, 1, seq])
 }
 
 /// Keys and values of every layer for the positions already seen.
@@ -236,48 +338,62 @@ mod tests {
 
     #[test]
     fn mask_hides_exactly_the_future() {
-        let mask = causal_mask(2, 1, &Device::flex())
-            .into_data()
-            .try_to_vec::<f32>()
-            .unwrap();
-        assert_eq!(mask, [0.0, 0.0, f32::NEG_INFINITY, 0.0, 0.0, 0.0]);
+        let mask = |window| {
+            let mask = causal_mask(2, 1, window, &Device::flex()).into_data();
+            mask.try_to_vec::<f32>().unwrap()
+        };
+        let hidden = f32::NEG_INFINITY;
+        assert_eq!(mask(None), [0.0, 0.0, hidden, 0.0, 0.0, 0.0]);
+        assert_eq!(mask(Some(2)), [0.0, 0.0, hidden, hidden, 0.0, 0.0]);
     }
 
     #[test]
     fn fused_and_cached_attention_agree() {
         let device = Device::flex();
-        let config = AttentionConfig {
-            d_model: 16,
-            n_heads: 4,
+        let plain = AttentionConfig {
             n_kv_heads: 2,
-            bias: true,
-            dropout: 0.0,
+            ..AttentionConfig::new(16, 4)
         };
-        let mut rng = maquette_rng::rng(0, maquette_rng::Stream::Init, 0);
-        let scheme = crate::InitScheme::He;
-        let layer =
-            crate::init::initialise(config.init(&device), &mut rng, |slot| scheme.fill(slot));
-        let values = maquette_rng::normal(&mut rng, 2 * 5 * 16);
-        let x = Tensor::<3>::from_data(TensorData::new(values, [2, 5, 16]), &device);
-        let rope = Rope::new(5, 4, 100.0, &device);
-        let context = |past| AttentionContext {
-            causal: true,
-            rope: Some(&rope),
-            past,
-            cache: None,
+        let windowed = AttentionConfig {
+            d_head: 6,
+            qk_norm: Some(1e-6),
+            window: Some(3),
+            ..plain
         };
-        let whole = layer.forward(x.clone(), context(0));
-        let mut cache = KvCache::new();
-        let mut part = |start, length| {
-            let cache = Some((&mut cache, 0));
-            let context = AttentionContext {
-                cache,
-                ..context(start)
+        for config in [plain, windowed] {
+            let mut rng = maquette_rng::rng(0, maquette_rng::Stream::Init, 0);
+            let scheme = crate::InitScheme::He;
+            let layer =
+                crate::init::initialise(config.init(&device), &mut rng, |slot| scheme.fill(slot));
+            let values = maquette_rng::normal(&mut rng, 2 * 7 * 16);
+            let x = Tensor::<3>::from_data(TensorData::new(values, [2, 7, 16]), &device);
+            let rope = Rope::new(7, config.d_head, 100.0, &device);
+            let context = |past| AttentionContext {
+                causal: true,
+                rope: Some(&rope),
+                past,
+                ..AttentionContext::default()
             };
-            layer.forward(x.clone().narrow(1, start, length), context)
-        };
-        let parts = vec![part(0, 2), part(2, 3)];
-        let difference = (whole - Tensor::cat(parts, 1)).abs().max();
-        assert!(difference.into_scalar::<f32>() < 1e-5);
+            let whole = layer.forward(x.clone(), context(0));
+            let mut cache = KvCache::new();
+            let mut part = |start, length| {
+                let cache = Some((&mut cache, 0));
+                let context = AttentionContext {
+                    cache,
+                    ..context(start)
+                };
+                layer.forward(x.clone().narrow(1, start, length), context)
+            };
+            let parts = vec![part(0, 2), part(2, 3), part(5, 1), part(6, 1)];
+            let difference = (whole.clone() - Tensor::cat(parts, 1)).abs().max();
+            assert!(difference.into_scalar::<f32>() < 1e-5);
+            // A bias of nothing takes the other way to the same numbers.
+            let composed = AttentionContext {
+                bias: Some(Tensor::zeros([1, 1, 1, 7], &device)),
+                ..context(0)
+            };
+            let difference = (whole - layer.forward(x.clone(), composed)).abs().max();
+            assert!(difference.into_scalar::<f32>() < 1e-5);
+        }
     }
 }

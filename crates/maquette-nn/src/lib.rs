@@ -14,13 +14,14 @@ pub mod linear;
 pub mod lstm;
 pub mod mlp;
 pub mod norm;
+pub mod positions;
 pub mod rope;
 pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gelu_tanh, leaky_relu,
-    linear as project, optimizer, relu, silu,
+    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gelu, gelu_tanh,
+    leaky_relu, linear as project, optimizer, relu, silu,
 };
 
 pub use attention::{Attention, AttentionConfig, KvCache};
@@ -32,5 +33,5 @@ pub use linear::{Curve, Linear, LinearConfig};
 pub use lstm::{Lstm, LstmConfig, LstmState};
 pub use mlp::{Mlp, MlpConfig, MlpKind};
 pub use norm::{BatchNorm, Norm, NormConfig, NormKind};
-pub use rope::Rope;
+pub use rope::{Rope, RopeScaling};
 pub use time::TimeEmbedding;

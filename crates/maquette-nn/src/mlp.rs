@@ -4,6 +4,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
+use maquette_kernels::{gelu, gelu_tanh, relu, silu};
 use serde::{Deserialize, Serialize};
 
 use crate::linear::{Curve, Linear, LinearConfig};
@@ -12,10 +13,43 @@ use crate::linear::{Curve, Linear, LinearConfig};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MlpKind {
-    /// `down(gelu(up(x)))`, GPT-2's.
+    /// `down(gelu(up(x)))` with GELU's tanh approximation, GPT-2's.
     Gelu,
+    /// The same with the exact GELU, BERT's.
+    GeluExact,
+    /// `down(relu(up(x)))` (Vaswani et al. 2017).
+    Relu,
     /// `down(silu(gate(x)) * up(x))` (Shazeer 2020), the Llama family's.
     Swiglu,
+    /// `down(gelu(gate(x)) * up(x))` (Shazeer 2020), T5 1.1's; the tanh approximation.
+    Geglu,
+}
+
+impl MlpKind {
+    /// Whether a gate multiplies the hidden features.
+    pub fn is_gated(self) -> bool {
+        matches!(self, Self::Swiglu | Self::Geglu)
+    }
+
+    /// The curve alone, without projections or gate.
+    pub fn activate<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Self::Gelu | Self::Geglu => gelu_tanh(x),
+            Self::GeluExact => gelu(x),
+            Self::Relu => relu(x),
+            Self::Swiglu => silu(x),
+        }
+    }
+
+    /// The curve between the projections.
+    fn curve(self) -> Curve {
+        match self {
+            Self::Gelu | Self::Geglu => Curve::GeluTanh,
+            Self::GeluExact => Curve::Gelu,
+            Self::Relu => Curve::Relu,
+            Self::Swiglu => Curve::Silu,
+        }
+    }
 }
 
 /// Configuration of an [`Mlp`].
@@ -39,11 +73,12 @@ impl MlpConfig {
                 .with_bias(self.bias)
                 .init(device)
         };
-        let gated = self.kind == MlpKind::Swiglu;
+        let gated = self.kind.is_gated();
         Mlp {
             gate: gated.then(|| linear(self.d_model, self.d_ff)),
             up: linear(self.d_model, self.d_ff),
             down: linear(self.d_ff, self.d_model),
+            kind: self.kind,
         }
     }
 }
@@ -51,12 +86,14 @@ impl MlpConfig {
 /// The position-wise network of a transformer block.
 #[derive(Module, Debug)]
 pub struct Mlp {
-    /// `[d_model, d_ff]`, with SwiGLU only.
+    /// `[d_model, d_ff]`, of the gated kinds only.
     pub gate: Option<Linear>,
     /// `[d_model, d_ff]`.
     pub up: Linear,
     /// `[d_ff, d_model]`.
     pub down: Linear,
+    #[module(skip)]
+    kind: MlpKind,
 }
 
 impl Mlp {
@@ -64,8 +101,8 @@ impl Mlp {
     /// - input, output: `[..., d_model]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.gate {
-            Some(gate) => gate.forward_through(x.clone(), Curve::Silu) * self.up.forward(x),
-            None => self.up.forward_through(x, Curve::GeluTanh),
+            Some(gate) => gate.forward_through(x.clone(), self.kind.curve()) * self.up.forward(x),
+            None => self.up.forward_through(x, self.kind.curve()),
         };
         self.down.forward(hidden)
     }

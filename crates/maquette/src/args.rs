@@ -96,7 +96,7 @@ pub(crate) struct TrainArgs {
     after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
-    /// A run folder, or a Hugging Face folder of a GPT-2 or Llama model.
+    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model.
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<PathBuf>,
     /// The text to go on from; `-` reads stdin.

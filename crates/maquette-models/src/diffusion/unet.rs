@@ -174,13 +174,7 @@ impl UNetConfig {
         attends: bool,
         device: &Device,
     ) -> Block {
-        let attention = AttentionConfig {
-            d_model: d_out,
-            n_heads: self.n_heads,
-            n_kv_heads: self.n_heads,
-            bias: true,
-            dropout: 0.0,
-        };
+        let attention = AttentionConfig::new(d_out, self.n_heads);
         Block {
             norm: GroupNorm::new(GROUPS, d_in, device),
             conv: Conv2dConfig::same(d_in, d_out, 3).init(device),

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use maquette_nn::{MlpKind, NormKind};
+use maquette_nn::{MlpKind, NormKind, RopeScaling};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,16 +12,19 @@ use crate::{
 };
 
 /// What is read, for messages.
-const SUPPORTED: &str = "model_type gpt2 (gelu_new) and llama (silu, plain rotary positions)";
+const SUPPORTED: &str = "model_type gpt2, llama, mistral, qwen2 and qwen3";
 
 /// The largest size believed of a configuration, so that no table is allocated on its word alone.
-const LARGEST: usize = 1 << 20;
+pub(super) const LARGEST: usize = 1 << 20;
 
-/// Which of the two layouts a configuration has.
+/// Whose code in `transformers` computes a model. All but the first share one layout of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     Gpt2,
     Llama,
+    Mistral,
+    Qwen2,
+    Qwen3,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +49,7 @@ struct Gpt2Json {
     scale_attn_by_inverse_layer_idx: bool,
 }
 
+/// Llama's keys and those that its relatives add.
 #[derive(Deserialize)]
 struct LlamaJson {
     vocab_size: usize,
@@ -60,21 +64,19 @@ struct LlamaJson {
     hidden_act: String,
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
-    rope_scaling: Option<RopeJson>,
-    rope_parameters: Option<RopeJson>,
+    rope_scaling: Option<Value>,
+    rope_parameters: Option<Value>,
     #[serde(default)]
     attention_bias: bool,
     #[serde(default)]
     mlp_bias: bool,
     #[serde(default)]
     tie_word_embeddings: bool,
-}
-
-#[derive(Deserialize)]
-struct RopeJson {
-    rope_theta: Option<f64>,
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
+    sliding_window: Option<usize>,
+    #[serde(default)]
+    use_sliding_window: bool,
+    max_window_layers: Option<usize>,
+    layer_types: Option<Vec<String>>,
 }
 
 fn gelu_new() -> String {
@@ -98,7 +100,10 @@ pub(super) fn read_config(path: &Path) -> Result<(Family, GptConfig), ModelError
     let value: Value = serde_json::from_slice(&bytes).map_err(ModelError::json(path))?;
     let (family, config) = match value.get("model_type").and_then(Value::as_str) {
         Some("gpt2") => (Family::Gpt2, gpt2(path, value)?),
-        Some("llama") => (Family::Llama, llama(path, value)?),
+        Some("llama") => (Family::Llama, llama(path, value, Family::Llama)?),
+        Some("mistral") => (Family::Mistral, llama(path, value, Family::Mistral)?),
+        Some("qwen2") => (Family::Qwen2, llama(path, value, Family::Qwen2)?),
+        Some("qwen3") => (Family::Qwen3, llama(path, value, Family::Qwen3)?),
         other => {
             let what = format!("model_type {}", other.unwrap_or("(absent)"));
             return Err(unsupported(path, what));
@@ -110,6 +115,8 @@ pub(super) fn read_config(path: &Path) -> Result<(Family, GptConfig), ModelError
         config.seq_len,
         config.d_model,
         config.mlp_width(),
+        config.head_width(),
+        config.n_heads,
     ];
     match sizes.iter().find(|size| **size > LARGEST) {
         Some(size) => Err(unsupported(
@@ -130,13 +137,12 @@ fn unsupported(path: &Path, what: impl Into<String>) -> ModelError {
 
 fn gpt2(path: &Path, value: Value) -> Result<GptConfig, ModelError> {
     let json: Gpt2Json = serde_json::from_value(value).map_err(ModelError::json(path))?;
-    let activation = json.activation_function;
-    if !["gelu_new", "gelu_pytorch_tanh"].contains(&activation.as_str()) {
-        return Err(unsupported(
-            path,
-            format!("activation_function {activation}"),
-        ));
-    }
+    let mlp = match json.activation_function.as_str() {
+        "gelu_new" | "gelu_pytorch_tanh" => MlpKind::Gelu,
+        "gelu" => MlpKind::GeluExact,
+        "relu" => MlpKind::Relu,
+        other => return Err(unsupported(path, format!("activation_function {other}"))),
+    };
     if !json.scale_attn_weights || json.scale_attn_by_inverse_layer_idx {
         return Err(unsupported(path, "another scaling of the attention"));
     }
@@ -147,6 +153,7 @@ fn gpt2(path: &Path, value: Value) -> Result<GptConfig, ModelError> {
         n_layers: json.n_layer,
         n_heads: json.n_head,
         d_ff: json.n_inner,
+        mlp,
         norm_eps: json.layer_norm_epsilon,
         tied_head: json.tie_word_embeddings,
         dropout: json.resid_pdrop,
@@ -154,30 +161,20 @@ fn gpt2(path: &Path, value: Value) -> Result<GptConfig, ModelError> {
     })
 }
 
-fn llama(path: &Path, value: Value) -> Result<GptConfig, ModelError> {
+fn llama(path: &Path, value: Value, family: Family) -> Result<GptConfig, ModelError> {
     let json: LlamaJson = serde_json::from_value(value).map_err(ModelError::json(path))?;
     if json.hidden_act != "silu" {
         return Err(unsupported(path, format!("hidden_act {}", json.hidden_act)));
     }
-    if json.attention_bias != json.mlp_bias {
-        return Err(unsupported(path, "attention_bias other than mlp_bias"));
-    }
-    let d_head = json.hidden_size / json.num_attention_heads.max(1);
-    if json.head_dim.is_some_and(|head_dim| head_dim != d_head) {
-        return Err(unsupported(
-            path,
-            "head_dim other than hidden_size / num_attention_heads",
-        ));
-    }
+    let (window, window_from) = window(path, &json, family)?;
+    // What `bias` says already is not said again.
+    let unless = |bias: bool| Some(bias).filter(|bias| *bias != json.mlp_bias);
     let mut rope_theta = json.rope_theta;
-    for rope in [json.rope_scaling, json.rope_parameters]
-        .into_iter()
-        .flatten()
-    {
-        rope_theta = rope.rope_theta.or(rope_theta);
-        if let Some(kind) = rope.rope_type.filter(|kind| kind != "default") {
-            return Err(unsupported(path, format!("rope_type {kind}")));
-        }
+    let mut rope_scaling = None;
+    for rope in [json.rope_scaling, json.rope_parameters] {
+        let (theta, scaling) = rope_parameters(path, rope)?;
+        rope_theta = theta.or(rope_theta);
+        rope_scaling = scaling.or(rope_scaling);
     }
     Ok(GptConfig {
         vocab_size: json.vocab_size,
@@ -186,32 +183,145 @@ fn llama(path: &Path, value: Value) -> Result<GptConfig, ModelError> {
         n_layers: json.num_hidden_layers,
         n_heads: json.num_attention_heads,
         n_kv_heads: json.num_key_value_heads,
+        d_head: json
+            .head_dim
+            .filter(|width| width * json.num_attention_heads != json.hidden_size),
         d_ff: Some(json.intermediate_size),
         norm_eps: json.rms_norm_eps,
         bias: json.mlp_bias,
+        qkv_bias: unless(json.attention_bias || family == Family::Qwen2),
+        proj_bias: unless(json.attention_bias),
+        qk_norm: family == Family::Qwen3,
+        window,
+        window_from,
         tied_head: json.tie_word_embeddings,
         rope_theta: rope_theta.unwrap_or(10_000.0),
+        rope_scaling,
         ..GptConfig::llama()
     })
+}
+
+/// The sliding window, and the first layer that has it.
+fn window(
+    path: &Path,
+    json: &LlamaJson,
+    family: Family,
+) -> Result<(Option<usize>, usize), ModelError> {
+    let slides = match family {
+        Family::Mistral => true,
+        Family::Qwen2 | Family::Qwen3 => json.use_sliding_window,
+        Family::Gpt2 | Family::Llama => false,
+    };
+    let Some(window) = json.sliding_window.filter(|_| slides) else {
+        return Ok((None, 0));
+    };
+    if family == Family::Mistral {
+        return Ok((Some(window), 0));
+    }
+    let from = json.max_window_layers.unwrap_or(0);
+    let full = |layer: usize| layer < from;
+    let listed = json.layer_types.iter().flatten().enumerate();
+    for (layer, kind) in listed {
+        let expected = match full(layer) {
+            true => "full_attention",
+            false => "sliding_attention",
+        };
+        if kind != expected {
+            let what = format!("layer_types[{layer}] = {kind} with max_window_layers = {from}");
+            return Err(unsupported(path, what));
+        }
+    }
+    Ok((Some(window), from))
+}
+
+/// The base and the scheme in `rope_parameters`, or in `rope_scaling` as older folders have it.
+fn rope_parameters(
+    path: &Path,
+    rope: Option<Value>,
+) -> Result<(Option<f64>, Option<RopeScaling>), ModelError> {
+    let Some(Value::Object(mut rope)) = rope else {
+        return Ok((None, None));
+    };
+    if let Some(kind) = rope.remove("type") {
+        rope.entry("rope_type").or_insert(kind);
+    }
+    let number = |value: Value| value.as_f64();
+    let theta = rope.remove("rope_theta").and_then(number);
+    let partial = rope.remove("partial_rotary_factor").and_then(number);
+    if partial.is_some_and(|share| share != 1.0) {
+        return Err(unsupported(path, "partial_rotary_factor"));
+    }
+    let scales = ["mscale", "mscale_all_dim"].map(|key| rope.remove(key).and_then(number));
+    let kind = rope.get("rope_type").and_then(Value::as_str);
+    let kind = kind.unwrap_or("default").to_owned();
+    let scaling = match kind.as_str() {
+        "default" => return Ok((theta, None)),
+        "linear" | "dynamic" => {
+            rope.remove("original_max_position_embeddings");
+            rope
+        }
+        "llama3" => rope,
+        "yarn" => {
+            rope.retain(|_, value| !value.is_null());
+            if let ([Some(above), Some(below)], Some(factor)) =
+                (scales, rope.get("factor").and_then(Value::as_f64))
+            {
+                // The temperature that DeepSeek writes as a quotient.
+                let scale = |times: f64| 0.1 * times * factor.max(1.0).ln() + 1.0;
+                let quotient = scale(above) / scale(below);
+                rope.entry("attention_factor").or_insert(quotient.into());
+            }
+            rope
+        }
+        other => return Err(unsupported(path, format!("rope_type {other}"))),
+    };
+    let scaling = serde_json::from_value(Value::Object(scaling)).map_err(ModelError::json(path))?;
+    Ok((theta, Some(scaling)))
 }
 
 /// The family whose code in `transformers` computes this model.
 pub(super) fn family(config: &GptConfig, path: &Path) -> Result<Family, ModelError> {
     let ours = (config.positions, config.norm, config.mlp);
+    let biases = (config.qkv_bias(), config.proj_bias(), config.mlp_bias());
     match ours {
-        (Positions::Learned, NormKind::LayerNorm, MlpKind::Gelu)
-            if config.kv_heads() == config.n_heads =>
+        (
+            Positions::Learned,
+            NormKind::LayerNorm,
+            MlpKind::Gelu | MlpKind::GeluExact | MlpKind::Relu,
+        ) if config.kv_heads() == config.n_heads
+            && config.head_width() * config.n_heads == config.d_model
+            && config.window.is_none()
+            && !config.qk_norm =>
         {
-            Ok(Family::Gpt2)
+            return Ok(Family::Gpt2);
         }
-        (Positions::Rotary, NormKind::RmsNorm, MlpKind::Swiglu) => Ok(Family::Llama),
-        _ => Err(ModelError::Unsupported {
-            path: path.to_owned(),
-            what: format!("a mix of {ours:?} with {} key heads", config.kv_heads()),
-            supported: "learned positions, layer norm and gelu with as many key heads as heads \
-                        (GPT-2); rotary positions, rms norm and swiglu (Llama)",
-        }),
+        (Positions::Rotary, NormKind::RmsNorm, MlpKind::Swiglu) => {
+            match (config.qk_norm, config.window, biases) {
+                (true, _, (qkv, proj, false)) if qkv == proj => return Ok(Family::Qwen3),
+                (false, None, (qkv, proj, _)) if qkv == proj => return Ok(Family::Llama),
+                (false, _, (true, false, false)) => return Ok(Family::Qwen2),
+                (false, Some(_), (false, false, false)) if config.window_from == 0 => {
+                    return Ok(Family::Mistral);
+                }
+                _ => {}
+            }
+        }
+        _ => {}
     }
+    let window = config
+        .window
+        .map_or(String::new(), |n| format!(", a window of {n}"));
+    let norm = if config.qk_norm { ", qk_norm" } else { "" };
+    Err(ModelError::Unsupported {
+        path: path.to_owned(),
+        what: format!(
+            "a mix of {ours:?} with {} key heads, offsets {biases:?}{window}{norm}",
+            config.kv_heads()
+        ),
+        supported: "learned positions, layer norm and gelu with as many key heads as heads \
+                    (GPT-2); rotary positions, rms norm and swiglu (Llama), with a window \
+                    (Mistral), qkv_bias (Qwen2) or qk_norm (Qwen3)",
+    })
 }
 
 pub(super) fn config_json(config: &GptConfig, family: Family) -> Value {
@@ -224,29 +334,19 @@ pub(super) fn config_json(config: &GptConfig, family: Family) -> Value {
             "n_layer": config.n_layers,
             "n_head": config.n_heads,
             "n_inner": config.d_ff,
-            "activation_function": "gelu_new",
+            "activation_function": match config.mlp {
+                MlpKind::GeluExact => "gelu",
+                MlpKind::Relu => "relu",
+                _ => "gelu_new",
+            },
             "layer_norm_epsilon": config.norm_eps,
             "resid_pdrop": config.dropout,
             "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
         }),
-        Family::Llama => json!({
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "max_position_embeddings": config.seq_len,
-            "hidden_size": config.d_model,
-            "num_hidden_layers": config.n_layers,
-            "num_attention_heads": config.n_heads,
-            "num_key_value_heads": config.kv_heads(),
-            "head_dim": config.d_model / config.n_heads,
-            "intermediate_size": config.mlp_width(),
-            "hidden_act": "silu",
-            "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "attention_dropout": config.dropout,
-            "attention_bias": config.bias,
-            "mlp_bias": config.bias,
-        }),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
+            llama_json(config, family)
+        }
     };
     json["vocab_size"] = config.vocab_size.into();
     json["tie_word_embeddings"] = config.tied_head.into();
@@ -254,5 +354,54 @@ pub(super) fn config_json(config: &GptConfig, family: Family) -> Value {
     // `transformers` would otherwise assume the ids of its own tokenizers.
     json["bos_token_id"] = Value::Null;
     json["eos_token_id"] = Value::Null;
+    json
+}
+
+fn llama_json(config: &GptConfig, family: Family) -> Value {
+    let mut rope = match &config.rope_scaling {
+        Some(scaling) => json!(scaling),
+        None => json!({ "rope_type": "default" }),
+    };
+    rope["rope_theta"] = config.rope_theta.into();
+    let mut json = json!({
+        "max_position_embeddings": config.seq_len,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "num_key_value_heads": config.kv_heads(),
+        "head_dim": config.head_width(),
+        "intermediate_size": config.mlp_width(),
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        // Once for versions of `transformers` before 5, once for those from then on.
+        "rope_theta": config.rope_theta,
+        "rope_scaling": config.rope_scaling,
+        "rope_parameters": rope,
+        "attention_dropout": config.dropout,
+    });
+    let mut put = |key: &str, value: Value| json[key] = value;
+    let (model_type, architecture) = match family {
+        Family::Mistral => ("mistral", "MistralForCausalLM"),
+        Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
+        Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
+        Family::Llama | Family::Gpt2 => ("llama", "LlamaForCausalLM"),
+    };
+    put("model_type", model_type.into());
+    put("architectures", json!([architecture]));
+    if matches!(family, Family::Llama | Family::Qwen3) {
+        put("attention_bias", config.qkv_bias().into());
+    }
+    if family == Family::Llama {
+        put("mlp_bias", config.mlp_bias().into());
+    } else {
+        put("sliding_window", json!(config.window));
+    }
+    if matches!(family, Family::Qwen2 | Family::Qwen3) {
+        put("use_sliding_window", config.window.is_some().into());
+        let from = config
+            .window
+            .map_or(config.n_layers, |_| config.window_from);
+        put("max_window_layers", from.into());
+    }
     json
 }

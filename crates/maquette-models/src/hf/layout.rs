@@ -1,16 +1,20 @@
 //! `model.safetensors`: which tensors our parameters stand as.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::TensorData;
 
 use super::config::Family;
-use crate::{gpt::GptConfig, store::Tensors};
+use crate::{
+    error::ModelError,
+    gpt::GptConfig,
+    store::{self, Tensors},
+};
 
 /// One of our parameters and the tensors it stands as in the folder.
 pub(super) struct Entry {
     /// Its path in the module.
-    pub(super) ours: String,
+    ours: String,
     /// Names and widths; our columns are theirs, side by side.
     theirs: Vec<(String, usize)>,
     /// Rows of our matrix; `None` for a vector.
@@ -39,7 +43,7 @@ pub(super) fn full_name(name: String) -> String {
 pub(super) fn layout(config: &GptConfig, family: Family) -> Vec<Entry> {
     match family {
         Family::Gpt2 => gpt2_layout(config),
-        Family::Llama => llama_layout(config),
+        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama_layout(config),
     }
 }
 
@@ -96,7 +100,8 @@ fn gpt2_layout(config: &GptConfig) -> Vec<Entry> {
 
 fn llama_layout(config: &GptConfig) -> Vec<Entry> {
     let (d, d_ff) = (config.d_model, config.mlp_width());
-    let d_kv = d / config.n_heads * config.kv_heads();
+    let d_q = config.head_width() * config.n_heads;
+    let d_kv = config.head_width() * config.kv_heads();
     let embedding = [("model.embed_tokens.weight", d)];
     let mut entries = vec![Entry::matrix(
         "tokens.weight",
@@ -106,10 +111,12 @@ fn llama_layout(config: &GptConfig) -> Vec<Entry> {
     )];
     for i in 0..config.n_layers {
         let prefix = format!("model.layers.{i}");
-        let mut part = |ours: &str, theirs: &[(&str, usize)], d_in: Option<usize>| {
-            let names: &[&str] = match d_in {
-                Some(_) if config.bias => &["weight", "bias"],
-                _ => &["weight"],
+        // Matrices have inputs, and an offset where `bias` says so; norms have neither.
+        let mut part = |ours: &str, theirs: &[(&str, usize)], d_in: Option<usize>, bias: bool| {
+            let names: &[&str] = if bias {
+                &["weight", "bias"]
+            } else {
+                &["weight"]
             };
             for name in names {
                 let full = |(t, width): &(&str, usize)| (format!("{prefix}.{t}.{name}"), *width);
@@ -122,17 +129,39 @@ fn llama_layout(config: &GptConfig) -> Vec<Entry> {
             }
         };
         let qkv = [
-            ("self_attn.q_proj", d),
+            ("self_attn.q_proj", d_q),
             ("self_attn.k_proj", d_kv),
             ("self_attn.v_proj", d_kv),
         ];
-        part("attention_norm", &[("input_layernorm", d)], None);
-        part("attention.qkv", &qkv, Some(d));
-        part("attention.proj", &[("self_attn.o_proj", d)], Some(d));
-        part("mlp_norm", &[("post_attention_layernorm", d)], None);
-        part("mlp.gate", &[("mlp.gate_proj", d_ff)], Some(d));
-        part("mlp.up", &[("mlp.up_proj", d_ff)], Some(d));
-        part("mlp.down", &[("mlp.down_proj", d)], Some(d_ff));
+        let (qkv_bias, proj_bias) = (config.qkv_bias(), config.proj_bias());
+        part("attention_norm", &[("input_layernorm", d)], None, false);
+        part("attention.qkv", &qkv, Some(d), qkv_bias);
+        if config.qk_norm {
+            let width = config.head_width();
+            part(
+                "attention.q_norm",
+                &[("self_attn.q_norm", width)],
+                None,
+                false,
+            );
+            part(
+                "attention.k_norm",
+                &[("self_attn.k_norm", width)],
+                None,
+                false,
+            );
+        }
+        part(
+            "attention.proj",
+            &[("self_attn.o_proj", d)],
+            Some(d_q),
+            proj_bias,
+        );
+        part("mlp_norm", &[("post_attention_layernorm", d)], None, false);
+        let bias = config.mlp_bias();
+        part("mlp.gate", &[("mlp.gate_proj", d_ff)], Some(d), bias);
+        part("mlp.up", &[("mlp.up_proj", d_ff)], Some(d), bias);
+        part("mlp.down", &[("mlp.down_proj", d)], Some(d_ff), bias);
     }
     entries.push(Entry {
         ours: "norm.weight".into(),
@@ -151,8 +180,30 @@ fn head(config: &GptConfig) -> Entry {
     Entry::matrix("head.weight", config.d_model, theirs, true)
 }
 
+/// Our parameters out of a folder's tensors, which must be exactly those of the layout.
+pub(super) fn assemble(
+    layout: &[Entry],
+    mut theirs: Tensors,
+    path: &Path,
+) -> Result<Tensors, ModelError> {
+    store::check(&expected(layout), &theirs, path)?;
+    let ours = layout
+        .iter()
+        .map(|entry| (entry.ours.clone(), entry.join(&mut theirs)));
+    Ok(ours.collect())
+}
+
+/// The inverse of [`assemble`].
+pub(super) fn disassemble(layout: &[Entry], ours: &Tensors) -> Tensors {
+    let mut theirs = Tensors::new();
+    for entry in layout {
+        entry.split(ours.get(&entry.ours), &mut theirs);
+    }
+    theirs
+}
+
 /// Names and shapes a folder must have.
-pub(super) fn expected(layout: &[Entry]) -> BTreeMap<String, Vec<usize>> {
+fn expected(layout: &[Entry]) -> BTreeMap<String, Vec<usize>> {
     let tensors = layout.iter().flat_map(|entry| {
         entry
             .theirs
@@ -163,7 +214,40 @@ pub(super) fn expected(layout: &[Entry]) -> BTreeMap<String, Vec<usize>> {
 }
 
 impl Entry {
-    fn matrix<const N: usize>(
+    pub(super) fn vector(ours: &str, theirs: &str, width: usize) -> Self {
+        Self {
+            ours: ours.to_owned(),
+            theirs: vec![(theirs.to_owned(), width)],
+            rows: None,
+            transposed: false,
+        }
+    }
+
+    /// Gains and offsets.
+    pub(super) fn norm(ours: &str, theirs: &str, width: usize) -> [Self; 2] {
+        ["weight", "bias"].map(|name| {
+            Self::vector(
+                &format!("{ours}.{name}"),
+                &format!("{theirs}.{name}"),
+                width,
+            )
+        })
+    }
+
+    /// A `[d_out, d_in]` matrix and its offset, or several side by side.
+    pub(super) fn linear(ours: &str, theirs: &[(&str, usize)], d_in: usize) -> [Self; 2] {
+        ["weight", "bias"].map(|name| Self {
+            ours: format!("{ours}.{name}"),
+            theirs: theirs
+                .iter()
+                .map(|(theirs, width)| (format!("{theirs}.{name}"), *width))
+                .collect(),
+            rows: (name == "weight").then_some(d_in),
+            transposed: true,
+        })
+    }
+
+    pub(super) fn matrix<const N: usize>(
         ours: &str,
         rows: usize,
         theirs: [(&str, usize); N],
@@ -191,7 +275,7 @@ impl Entry {
 
     /// Takes theirs, whose names and shapes were checked, and makes ours: each transposed if need
     /// be, side by side.
-    pub(super) fn join(&self, theirs: &mut Tensors) -> TensorData {
+    fn join(&self, theirs: &mut Tensors) -> TensorData {
         let (rows, total) = (self.rows.unwrap_or(1), self.total());
         let mut ours = vec![0f32; rows * total];
         let mut first = 0;
@@ -212,7 +296,7 @@ impl Entry {
     }
 
     /// The inverse of [`Entry::join`]; zeros for an offset that ours lacks.
-    pub(super) fn split(&self, ours: Option<&TensorData>, theirs: &mut Tensors) {
+    fn split(&self, ours: Option<&TensorData>, theirs: &mut Tensors) {
         let (rows, total) = (self.rows.unwrap_or(1), self.total());
         let ours: Vec<f32> = match ours {
             Some(data) => data.iter::<f32>().collect(),

@@ -1,0 +1,85 @@
+//! Positions that are added: to embeddings (sinusoids) or to attention scores (ALiBi, buckets).
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Sines and cosines of wavelengths from `2 pi` to `20000 pi` (Vaswani et al. 2017, section 3.5):
+/// feature `2 i` of position `p` is `sin(p / 10000^(2 i / d_model))`, feature `2 i + 1` the cosine.
+///
+/// # Shapes
+/// - output: `[seq_len, d_model]`
+pub fn sinusoids(seq_len: usize, d_model: usize, device: &Device) -> Tensor<2> {
+    let value = |position: usize, feature: usize| {
+        let power = (feature - feature % 2) as f64 / d_model as f64;
+        let angle = position as f64 / 10_000f64.powf(power);
+        let wave = if feature.is_multiple_of(2) {
+            angle.sin()
+        } else {
+            angle.cos()
+        };
+        wave as f32
+    };
+    let row = |position| (0..d_model).map(move |feature| value(position, feature));
+    let values: Vec<f32> = (0..seq_len).flat_map(row).collect();
+    Tensor::from_data(TensorData::new(values, [seq_len, d_model]), device)
+}
+
+/// The slopes of ALiBi (Press et al. 2021, arXiv:2108.12409): a geometric sequence from
+/// `2^(-8 / n_heads)` with that ratio; where `n_heads` is no power of two, that of the power below,
+/// then every other one of the power above.
+pub fn alibi_slopes(n_heads: usize) -> Vec<f32> {
+    let below = match n_heads.is_power_of_two() {
+        true => n_heads,
+        false => n_heads.next_power_of_two() / 2,
+    };
+    let slope = |step: usize, heads: usize| (-8.0 * step as f64 / heads as f64).exp2() as f32;
+    let first = (1..=below).map(|step| slope(step, below));
+    let rest = (1..).step_by(2).map(|step| slope(step, 2 * below));
+    first.chain(rest).take(n_heads).collect()
+}
+
+/// What ALiBi adds to the scores of `seq` queries after `past` positions: minus the distance times
+/// the head's slope.
+///
+/// # Shapes
+/// - output: `[1, n_heads, seq, past + seq]`
+pub fn alibi(n_heads: usize, seq: usize, past: usize, device: &Device) -> Tensor<4> {
+    let seen = past + seq;
+    let mut values = Vec::with_capacity(n_heads * seq * seen);
+    for slope in alibi_slopes(n_heads) {
+        for query in past..seen {
+            values.extend((0..seen).map(|key| slope * (key as f32 - query as f32)));
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [1, n_heads, seq, seen]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sinusoids_by_hand() {
+        let table = sinusoids(3, 4, &Device::flex()).into_data();
+        let table = table.try_to_vec::<f32>().unwrap();
+        let expected = [2f64.sin(), 2f64.cos(), 0.02f64.sin(), 0.02f64.cos()];
+        for (got, expected) in table[8..].iter().zip(expected) {
+            assert!((f64::from(*got) - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn slopes_of_the_paper() {
+        let eight: Vec<f32> = (1..=8).map(|i| 0.5f32.powi(i)).collect();
+        assert_eq!(alibi_slopes(8), eight);
+        let three = alibi_slopes(3);
+        assert_eq!(three, [0.0625, 0.003_906_25, 0.25]);
+    }
+
+    #[test]
+    fn alibi_falls_with_the_distance() {
+        let bias = alibi(1, 2, 1, &Device::flex()).into_data();
+        let slope = 1.0 / 256.0;
+        let expected = [-slope, 0.0, slope, -2.0 * slope, -slope, 0.0];
+        assert_eq!(bias.try_to_vec::<f32>().unwrap(), expected);
+    }
+}
