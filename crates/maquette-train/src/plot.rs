@@ -283,6 +283,15 @@ fn equal_scales(frame: &Frame, across: (f64, f64), up: (f64, f64)) -> ((f64, f64
 type Chart<'a, 'b, Y> =
     ChartContext<'a, SVGBackend<'b>, Cartesian2d<plotters::coord::types::RangedCoordf64, Y>>;
 
+/// Whether a line of a logarithmic axis goes without its number: all but 1, 2 and 5 times a power of
+/// ten, whose numbers would run into each other.
+fn crowded(y: f64) -> bool {
+    let leading = y / 10f64.powf(y.log10().floor());
+    ![1.0, 2.0, 5.0, 10.0]
+        .iter()
+        .any(|shown| (leading / shown - 1.0).abs() < 1e-6)
+}
+
 fn marks<'a, 'b: 'a, Y>(
     mut chart: Chart<'a, 'b, Y>,
     frame: &Frame,
@@ -352,6 +361,7 @@ where
         .x_labels(labels)
         .x_label_formatter(&|x| name(x))
         .y_label_formatter(&|y| match frame.log_y {
+            true if crowded(*y) => String::new(),
             true => figures(*y),
             false => number(*y),
         })
