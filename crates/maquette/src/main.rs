@@ -58,6 +58,7 @@ fn dispatch(cli: Cli, output: Output) -> miette::Result<()> {
         Command::Train(args) => commands::train::run(args, output),
         Command::Generate(args) => commands::generate::run(args, output),
         Command::Evaluate(args) => commands::evaluate::run(args, output),
+        Command::Metric(command) => commands::metric::run(command, output),
         Command::Tokenizer(command) => commands::tokenizer::run(command, output),
         Command::Lab(args) => commands::lab::run(&args, output),
         Command::Bench(command) => commands::bench::run(&command, cli.threads, output),

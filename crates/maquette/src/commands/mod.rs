@@ -8,6 +8,7 @@ pub(crate) mod evaluate;
 pub(crate) mod generate;
 pub(crate) mod lab;
 pub(crate) mod list;
+pub(crate) mod metric;
 pub(crate) mod progress;
 pub(crate) mod recipes;
 pub(crate) mod threads;
