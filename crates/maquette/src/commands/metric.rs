@@ -262,10 +262,10 @@ impl Corpus {
     }
 
     fn borrowed(&self) -> Vec<Vec<&str>> {
-        fn segment(references: &Vec<String>) -> Vec<&str> {
-            references.iter().map(String::as_str).collect()
-        }
-        self.references.iter().map(segment).collect()
+        let references = self.references.iter();
+        references
+            .map(|of| of.iter().map(String::as_str).collect())
+            .collect()
     }
 
     /// `\n`, written out, becomes a line break: one segment is one line of a file, but a summary
