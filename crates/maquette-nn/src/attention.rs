@@ -4,7 +4,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor, TensorData, activation::softmax},
 };
-use maquette_kernels::{AttentionOptions, self_attention};
+use maquette_kernels::{AttentionOptions, attention, self_attention};
 
 use crate::dropout::Dropout;
 use crate::linear::{Linear, LinearConfig};
@@ -140,49 +140,21 @@ impl Attention {
             let v = self.heads(&qkv, values, self.n_kv_heads);
             seen = Some(cache.extend(layer, k, v));
         }
-        // 3. Mix. The fused kernel knows neither a past nor a bias.
-        let fused = context.past == 0 && context.bias.is_none() && self.scale.is_none();
-        let mixed = if fused {
-            let options = AttentionOptions {
-                n_heads: self.n_heads,
-                n_kv_heads: self.n_kv_heads,
-                causal: context.causal,
-                window: self.window.filter(|_| context.causal),
-                dropout: self.dropout.draw(&qkv.device()),
-            };
-            self_attention(qkv, options)
-        } else {
-            let (mut k, mut v) = seen.unwrap_or_else(|| {
-                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
-                (part(keys), part(values))
-            });
-            let [_, seq, _] = qkv.dims();
-            let mut bias = context.bias;
-            if context.causal {
-                // What is before the first query's window, no query sees.
-                let total = context.past + seq;
-                let from = match self.window {
-                    Some(window) => (context.past + 1).saturating_sub(window),
-                    None => 0,
-                };
-                if from > 0 {
-                    k = k.narrow(2, from, total - from);
-                    v = v.narrow(2, from, total - from);
-                    bias = bias.map(|bias| bias.narrow(3, from, total - from));
-                }
-                // A single query sees everything else, so decoding needs no mask.
-                if seq > 1 {
-                    let mask = causal_mask(seq, context.past - from, self.window, &qkv.device());
-                    let mask = mask.unsqueeze::<4>();
-                    bias = Some(match bias {
-                        Some(bias) => bias + mask,
-                        None => mask,
-                    });
-                }
+        // 3. Mix.
+        let seen = seen.filter(|_| context.past > 0);
+        let mixed = match (seen, context.bias) {
+            (None, None) if context.past == 0 => {
+                self_attention(qkv.clone(), self.options(&qkv, context.causal))
             }
-            let q = self.heads(&qkv, 0, self.n_heads);
-            let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
-            merge_heads(attend(q * scale, k, v, bias, &self.dropout))
+            (seen, bias) => {
+                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
+                let (k, v) = seen.unwrap_or_else(|| (part(keys), part(values)));
+                let q = self.heads(&qkv, 0, self.n_heads);
+                merge_heads(match bias {
+                    None => attention(q, k, v, self.options(&qkv, context.causal)),
+                    Some(bias) => self.attend(q, k, v, bias, context.causal),
+                })
+            }
         };
         self.proj.forward(mixed)
     }
@@ -195,22 +167,65 @@ impl Attention {
         split_heads(part, count)
     }
 
+    /// What the kernels are told.
+    fn options(&self, x: &Tensor<3>, causal: bool) -> AttentionOptions {
+        AttentionOptions {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            causal,
+            window: self.window.filter(|_| causal),
+            scale: self.scale.map(|scale| scale as f32),
+            dropout: self.dropout.draw(&x.device()),
+        }
+    }
+
+    /// Mixes with a `bias` of the scores, of which the kernels know nothing.
+    fn attend(
+        &self,
+        q: Tensor<4>,
+        mut k: Tensor<4>,
+        mut v: Tensor<4>,
+        mut bias: Tensor<4>,
+        causal: bool,
+    ) -> Tensor<4> {
+        let ([_, _, seq, _], [_, _, total, _]) = (q.dims(), k.dims());
+        if causal {
+            let past = total - seq;
+            // What is before the first query's window, no query sees.
+            let from = match self.window {
+                Some(window) => (past + 1).saturating_sub(window),
+                None => 0,
+            };
+            if from > 0 {
+                k = k.narrow(2, from, total - from);
+                v = v.narrow(2, from, total - from);
+                bias = bias.narrow(3, from, total - from);
+            }
+            // A single query sees everything else, so decoding needs no mask.
+            if seq > 1 {
+                let mask = causal_mask(seq, past - from, self.window, &q.device());
+                bias = bias + mask.unsqueeze::<4>();
+            }
+        }
+        let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
+        attend(q * scale, k, v, bias, &self.dropout)
+    }
+
     /// Normalises and rotates the queries and keys of a fused projection.
     fn turn(&self, qkv: Tensor<3>, rope: Option<&Rope>, past: usize) -> Tensor<3> {
         let [batch, seq, width] = qkv.dims();
         let turning = self.n_heads + self.n_kv_heads;
-        let heads = qkv.reshape([batch, seq, turning + self.n_kv_heads, self.d_head]);
-        let mut turned = heads.clone().narrow(2, 0, turning);
+        let mut heads = qkv.reshape([batch, seq, turning + self.n_kv_heads, self.d_head]);
         if let (Some(q_norm), Some(k_norm)) = (&self.q_norm, &self.k_norm) {
-            let q = q_norm.forward(turned.clone().narrow(2, 0, self.n_heads));
-            let k = k_norm.forward(turned.narrow(2, self.n_heads, self.n_kv_heads));
-            turned = Tensor::cat(vec![q, k], 2);
+            let part = |first, count| heads.clone().narrow(2, first, count);
+            let q = q_norm.forward(part(0, self.n_heads));
+            let k = k_norm.forward(part(self.n_heads, self.n_kv_heads));
+            heads = Tensor::cat(vec![q, k, part(turning, self.n_kv_heads)], 2);
         }
         if let Some(rope) = rope {
-            turned = rope.apply(turned, past);
+            heads = rope.apply(heads, turning, past);
         }
-        let values = heads.narrow(2, turning, self.n_kv_heads);
-        Tensor::cat(vec![turned, values], 2).reshape([batch, seq, width])
+        heads.reshape([batch, seq, width])
     }
 }
 
@@ -235,7 +250,7 @@ fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    bias: Option<Tensor<4>>,
+    bias: Tensor<4>,
     dropout: &Dropout,
 ) -> Tensor<4> {
     let [batch, n_heads, seq, d_head] = q.dims();
@@ -245,12 +260,8 @@ fn attend(
         .reshape([batch, n_kv_heads, rows, d_head])
         .matmul(k.swap_dims(2, 3))
         .reshape([batch, n_heads, seq, seen]);
-    let scores = match bias {
-        Some(bias) => scores + bias,
-        None => scores,
-    };
     dropout
-        .forward(softmax(scores, 3))
+        .forward(softmax(scores + bias, 3))
         .reshape([batch, n_kv_heads, rows, seen])
         .matmul(v)
         .reshape([batch, n_heads, seq, d_head])

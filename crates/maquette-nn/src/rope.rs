@@ -4,6 +4,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor, TensorData},
 };
+use maquette_kernels::rotary;
 use serde::{Deserialize, Serialize};
 use std::f64::consts::TAU;
 
@@ -212,27 +213,14 @@ impl Rope {
         }
     }
 
-    /// Rotates queries or keys that stand at positions `start..start + seq`.
+    /// Rotates the first `heads` heads, queries or keys that stand at positions `start..start + seq`.
     ///
     /// # Shapes
-    /// - input, output: `[batch, seq, heads, d_head]`
-    pub fn apply(&self, x: Tensor<4>, start: usize) -> Tensor<4> {
-        let [_, seq, _, d_head] = x.dims();
-        let half = d_head / 2;
-        let table = |t: &Tensor<2>| {
-            let rows = t.clone().narrow(0, start, seq);
-            rows.reshape([1, seq, 1, half])
-        };
-        let (cos, sin) = (table(&self.cos), table(&self.sin));
-        let low = x.clone().narrow(3, 0, half);
-        let high = x.narrow(3, half, half);
-        Tensor::cat(
-            vec![
-                low.clone() * cos.clone() - high.clone() * sin.clone(),
-                high * cos + low * sin,
-            ],
-            3,
-        )
+    /// - input, output: `[batch, seq, heads and others, d_head]`
+    pub fn apply(&self, x: Tensor<4>, heads: usize, start: usize) -> Tensor<4> {
+        let [_, seq, _, _] = x.dims();
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone().narrow(0, start, seq));
+        rotary(x, cos, sin, heads)
     }
 }
 
@@ -245,7 +233,7 @@ mod tests {
         let device = Device::flex();
         let rope = Rope::new(4, 2, 10_000.0, &device);
         let x = Tensor::<1>::from_floats([1.0, 0.0], &device).reshape([1, 1, 1, 2]);
-        let got = rope.apply(x, 3).into_data().try_to_vec::<f32>().unwrap();
+        let got = rope.apply(x, 1, 3).into_data().try_to_vec::<f32>().unwrap();
         assert!((got[0] - 3f32.cos()).abs() < 1e-6 && (got[1] - 3f32.sin()).abs() < 1e-6);
     }
 
@@ -302,7 +290,7 @@ mod tests {
             Tensor::<4>::from_data(TensorData::new(values, [1, 1, 1, 8]), &device)
         };
         let score = |i, j| {
-            let product = rope.apply(vector(1), i) * rope.apply(vector(2), j);
+            let product = rope.apply(vector(1), 1, i) * rope.apply(vector(2), 1, j);
             product.sum().into_scalar::<f32>()
         };
         assert!((score(3, 1) - score(20, 18)).abs() < 1e-4);

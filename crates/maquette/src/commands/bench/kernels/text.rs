@@ -2,7 +2,8 @@
 
 use maquette::burn::tensor::{Device, Int, Tensor};
 use maquette::kernels::{
-    AttentionOptions, cross_entropy, gelu_tanh, layer_norm, rms_norm, self_attention,
+    AttentionOptions, attention, cross_entropy, gelu_tanh, layer_norm, rms_norm, rotary,
+    self_attention,
 };
 
 use super::{Case, Work, plain, random, train};
@@ -24,6 +25,17 @@ pub(super) fn cases() -> Vec<Case> {
             move || train(x.clone().matmul(weight.clone())),
         ));
     }
+    // [texts, keys, query heads, key heads, d_head]: one token more, of gpt-baby and of a Llama.
+    for [batch, keys, n_heads, n_kv_heads, d_head] in [[8, 256, 6, 6, 64], [1, 2048, 32, 8, 64]] {
+        let q = plain([batch, n_heads, 1, d_head]);
+        let [k, v] = [0, 1].map(|_| plain([batch, n_kv_heads, keys, d_head]));
+        let options = AttentionOptions::causal(n_heads, n_kv_heads);
+        cases.push(Case::new(
+            format!("attention of {batch}x{n_heads} queries to {keys} keys of {n_kv_heads} heads"),
+            Work::Floats(2 * batch * n_kv_heads * keys * d_head),
+            move || drop(attention(q.clone(), k.clone(), v.clone(), options)),
+        ));
+    }
     // [batch, seq, d_model, heads, vocabulary]
     for [batch, seq, d, n_heads, vocab] in [[12, 64, 128, 4, 65], [8, 256, 384, 6, 65]] {
         let size = batch * seq * d;
@@ -35,6 +47,25 @@ pub(super) fn cases() -> Vec<Case> {
             format!("{}, both ways", name("causal attention")),
             Work::Flops(7 * 2 * size * seq / 2),
             move || train(self_attention(qkv.clone(), options)),
+        ));
+        // What it rotates is read and written, the rest stays where it is.
+        let (x, angles) = (
+            random([batch, seq, 3 * n_heads, d / n_heads]),
+            plain([seq, d / n_heads / 2]),
+        );
+        let angles = angles.autodiff();
+        cases.push(Case::new(
+            format!("{}, both ways", name("rotary positions, 3 d wide,")),
+            // The copy that the benchmark's input takes, the rotation; the gradient made and rotated.
+            Work::Floats((6 + 4 + 3 + 3 + 4) * size),
+            move || {
+                train(rotary(
+                    x.clone(),
+                    angles.clone(),
+                    angles.clone(),
+                    2 * n_heads,
+                ))
+            },
         ));
         let (x, gain, offset) = (plain([batch, seq, d]), plain([d]), plain([d]));
         let (x1, gain1) = (x.clone(), gain.clone());
