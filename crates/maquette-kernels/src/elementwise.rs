@@ -65,6 +65,14 @@ pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -
     total
 }
 
+vectorized! {
+    pub(crate) fn multiply_by(values: &mut [f32], factors: &[f32]) {
+        for (value, factor) in values.iter_mut().zip(factors) {
+            *value *= factor;
+        }
+    }
+}
+
 /// The largest number; minus infinity of none. NaNs are passed over.
 #[inline(always)]
 pub(crate) fn max(values: &[f32]) -> f32 {

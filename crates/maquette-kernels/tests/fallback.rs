@@ -3,8 +3,8 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, Tolerance};
 use maquette_kernels::{
-    Activation, AttentionOptions, ConvOptions, GroupNormOptions, conv2d, cross_entropy, gelu_tanh,
-    group_norm, layer_norm, rms_norm, self_attention, silu,
+    Activation, AttentionOptions, ConvOptions, Curve, GroupNormOptions, conv2d, cross_entropy,
+    gated, gelu_tanh, group_norm, layer_norm, rms_norm, self_attention, silu,
 };
 
 mod support;
@@ -55,6 +55,10 @@ fn rows() {
     let (gamma, beta) = (tensor([37], 2, &device), tensor([37], 3, &device));
     assert_agree(gelu_tanh(x.clone()), gelu_tanh(wide(&x)));
     assert_agree(silu(x.clone()), silu(wide(&x)));
+    assert_agree(
+        gated(x.clone(), x.clone() + 1.0, Curve::Silu),
+        gated(wide(&x), wide(&x) + 1.0, Curve::Silu),
+    );
     assert_agree(
         layer_norm(x.clone(), gamma.clone(), Some(beta.clone()), 1e-5),
         layer_norm(wide(&x), wide(&gamma), Some(wide(&beta)), 1e-5),

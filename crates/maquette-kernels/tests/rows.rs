@@ -3,8 +3,8 @@
 use burn::tensor::activation::{self, log_softmax, sigmoid};
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData, Tolerance};
 use maquette_kernels::{
-    CrossEntropyOptions, cross_entropy, cross_entropy_with, embedding, gelu, gelu_tanh, layer_norm,
-    leaky_relu, relu, rms_norm, silu,
+    CrossEntropyOptions, Curve, cross_entropy, cross_entropy_with, embedding, gated, gelu,
+    gelu_tanh, layer_norm, leaky_relu, relu, rms_norm, silu,
 };
 
 mod support;
@@ -48,6 +48,37 @@ fn activations_agree_with_their_definitions() {
         assert_close(&curve(|x| leaky_relu(x, 0.2), shape), &plain, "leaky relu");
         let exact = curve(activation::gelu, shape);
         assert_close(&curve(gelu, shape), &exact, "exact gelu");
+    }
+}
+
+#[test]
+fn gates_agree_with_their_definition() {
+    let plain: [(Curve, fn(Tensor<2>) -> Tensor<2>); 3] = [
+        (Curve::Silu, activation::silu),
+        (Curve::Gelu, activation::gelu),
+        (Curve::GeluTanh, plain_gelu),
+    ];
+    for shape in [[1, 1], [3, 17], [129, 257]] {
+        for (curve, plain) in plain {
+            let run = |fused: bool| {
+                let device = Device::flex().autodiff();
+                let gate = (tensor([shape[1], shape[0]], 1, &device) * 8.0).require_grad();
+                let x = tensor([shape[1], shape[0]], 3, &device).require_grad();
+                let (z, y) = (gate.clone().transpose(), x.clone().transpose());
+                let out = if fused {
+                    gated(z, y, curve)
+                } else {
+                    plain(z) * y
+                };
+                let grads = (out.clone() * tensor(shape, 2, &device)).sum().backward();
+                let gradients = [gate, x].map(|leaf| leaf.grad(&grads).expect("tracked"));
+                [vec![out], gradients.to_vec()].concat()
+            };
+            let data = |fused| -> Vec<TensorData> {
+                run(fused).into_iter().map(|x| x.into_data()).collect()
+            };
+            assert_close(&data(true), &data(false), &format!("{curve:?}"));
+        }
     }
 }
 
@@ -232,6 +263,7 @@ fn nothing_depends_on_the_number_of_threads() {
     let all = || {
         let mut results = norm(|x, g, b| layer_norm(x, g, b, 1e-5), [5, 60, 40], true);
         results.extend(curve(gelu_tanh, [300, 200]));
+        results.extend(curve(|x| gated(x.clone(), x, Curve::Silu), [300, 200]));
         results.extend(loss(cross_entropy, [99, 65]));
         results
     };

@@ -4,7 +4,7 @@ use burn::{
     module::Module,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::{gelu, gelu_tanh, relu, silu};
+use maquette_kernels::{gated, gelu, gelu_tanh, relu, silu};
 use serde::{Deserialize, Serialize};
 
 use crate::linear::{Curve, Linear, LinearConfig};
@@ -73,9 +73,11 @@ impl MlpConfig {
                 .with_bias(self.bias)
                 .init(device)
         };
-        let gated = self.kind.is_gated();
         Mlp {
-            gate: gated.then(|| linear(self.d_model, self.d_ff)),
+            gate: self
+                .kind
+                .is_gated()
+                .then(|| linear(self.d_model, self.d_ff)),
             up: linear(self.d_model, self.d_ff),
             down: linear(self.d_ff, self.d_model),
             kind: self.kind,
@@ -101,7 +103,11 @@ impl Mlp {
     /// - input, output: `[..., d_model]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         let hidden = match &self.gate {
-            Some(gate) => gate.forward_through(x.clone(), self.kind.curve()) * self.up.forward(x),
+            Some(gate) => gated(
+                gate.forward(x.clone()),
+                self.up.forward(x),
+                self.kind.curve(),
+            ),
             None => self.up.forward_through(x, self.kind.curve()),
         };
         self.down.forward(hidden)

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{AttentionOptions, FEW_QUERIES};
 use crate::dispatch::{flex_tensor, written};
-use crate::elementwise::{exp, max, sum, vectorized};
+use crate::elementwise::{exp, max, multiply_by, sum, vectorized};
 use crate::gemm::product_here;
 use crate::matrix::{Into, Matrix, multiply};
 use crate::precision::Precision;
@@ -335,14 +335,6 @@ pub(super) fn forward(&[q, k, v]: &Operands, layout: &Layout) -> (FlexTensor, Ve
     // SAFETY: the tasks together write every row and every head's columns.
     let out = unsafe { written(output.iter().product(), write) };
     (flex_tensor(out, &output), totals)
-}
-
-vectorized! {
-    fn multiply_by(values: &mut [f32], factors: &[f32]) {
-        for (value, factor) in values.iter_mut().zip(factors) {
-            *value *= factor;
-        }
-    }
 }
 
 vectorized! {

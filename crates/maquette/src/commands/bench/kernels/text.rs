@@ -2,8 +2,8 @@
 
 use maquette::burn::tensor::{Device, Int, Tensor};
 use maquette::kernels::{
-    AttentionOptions, attention, cross_entropy, gelu_tanh, layer_norm, rms_norm, rotary,
-    self_attention,
+    AttentionOptions, Curve, attention, cross_entropy, gated, gelu_tanh, layer_norm, rms_norm,
+    rotary, self_attention,
 };
 
 use super::{Case, Work, plain, random, train};
@@ -110,6 +110,12 @@ pub(super) fn cases() -> Vec<Case> {
             format!("{}, both ways", name("GELU, 4 d wide,")),
             Work::Floats((2 + 2 + 3) * 4 * size),
             move || train(gelu_tanh(x.clone())),
+        ));
+        let (gate, x) = (random([batch, seq, 4 * d]), random([batch, seq, 4 * d]));
+        cases.push(Case::new(
+            format!("{}, both ways", name("SwiGLU gate, 4 d wide,")),
+            Work::Floats((3 + 2 + 5) * 4 * size),
+            move || train(gated(gate.clone(), x.clone(), Curve::Silu)),
         ));
         for vocab in [vocab, 8192]
             .into_iter()
