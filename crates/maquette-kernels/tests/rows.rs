@@ -53,7 +53,8 @@ fn activations_agree_with_their_definitions() {
 
 #[test]
 fn gates_agree_with_their_definition() {
-    let plain: [(Curve, fn(Tensor<2>) -> Tensor<2>); 3] = [
+    type Function = fn(Tensor<2>) -> Tensor<2>;
+    let plain: [(Curve, Function); 3] = [
         (Curve::Silu, activation::silu),
         (Curve::Gelu, activation::gelu),
         (Curve::GeluTanh, plain_gelu),
