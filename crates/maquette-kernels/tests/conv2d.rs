@@ -2,7 +2,7 @@
 
 use burn::tensor::ops;
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
-use maquette_kernels::{ConvOptions, conv2d};
+use maquette_kernels::{ConvOptions, Precision, autocast, conv2d};
 
 mod support;
 use support::tensor;
@@ -263,6 +263,49 @@ fn gradients_are_the_slopes() {
                 "{slope}, {expected}, {case:?}"
             );
         }
+    }
+}
+
+/// What is rounded: products of matrices, and sums over taps where minimal filtering saves less than
+/// rounding does. Odd numbers of channels and images leave pairs half empty.
+#[test]
+fn bf16_is_within_its_rounding() {
+    for (channels, size, kernel, stride, dilation, groups) in [
+        ([9, 33], [7, 9], [1, 1], 1, 1, 1),
+        ([17, 12], [4, 4], [4, 4], 1, 1, 1),
+        ([21, 35], [17, 15], [5, 5], 1, 1, 1),
+        ([21, 35], [17, 15], [3, 3], 2, 1, 1),
+        ([10, 16], [12, 13], [3, 3], 1, 2, 1),
+        ([22, 26], [12, 13], [5, 4], 2, 1, 2),
+    ] {
+        let options = ConvOptions {
+            dilation: [dilation; 2],
+            groups,
+            ..ConvOptions::new([stride; 2], [0, 0])
+        };
+        let case = Case {
+            batch: 5,
+            channels,
+            size,
+            kernel,
+            options,
+            bias: false,
+        };
+        let exact = run(case, true);
+        let rounded = || {
+            let _guard = autocast(Precision::Bf16);
+            run(case, true)
+        };
+        for (rounded, exact) in rounded().iter().zip(&exact) {
+            let pairs = || rounded.iter::<f64>().zip(exact.iter::<f64>());
+            let error: f64 = pairs().map(|(a, b)| (a - b).powi(2)).sum();
+            let error = (error / pairs().map(|(_, b)| b * b).sum::<f64>()).sqrt();
+            assert!(error > 1e-5, "nothing was rounded: {case:?}");
+            assert!(error < 5e-3, "{error}: {case:?}");
+        }
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build();
+        let elsewhere = pool.expect("threads").install(rounded);
+        assert_eq!(elsewhere, rounded());
     }
 }
 

@@ -8,10 +8,68 @@
 //! - [`accumulate_inner`]: the same of one channel, for few of them
 //!
 //! Nothing is unrolled into columns first: the taps *are* the im2col matrix, read in place.
+//!
+//! In bf16 every number of an image, weight or gradient is a pair of neighbours along the reduction,
+//! its bits in the place of a float's, as in [`gemm`](crate::gemm). Sums are floats.
 
+#[cfg(target_arch = "x86_64")]
+use crate::gemm::Native;
+use crate::gemm::{Emulated, Multiply, Single};
+use crate::precision::Precision;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
+
+/// A loop compiled for every instruction set and precision.
+trait Loop {
+    /// # Safety
+    /// The machine has the instructions of `L` and `M`; the rest is each loop's.
+    unsafe fn run<L: Lanes, M: Multiply<L>>(&self);
+}
+
+/// # Safety
+/// As the loop asks.
+unsafe fn run(isa: Isa, precision: Precision, job: &impl Loop) {
+    // SAFETY: `Isa` values other than `Portable` exist only where detection found the instruction
+    // set; the rest is the caller's.
+    unsafe {
+        match (isa, precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Precision::F32) => avx512::<Single>(job),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Precision::Bf16) if Isa::has_bf16() => avx512_bf16(job),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512, Precision::Bf16) => avx512::<Emulated>(job),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::F32) => avx2::<Single>(job),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, Precision::Bf16) => avx2::<Emulated>(job),
+            (Isa::Portable, Precision::F32) => job.run::<Portable, Single>(),
+            (Isa::Portable, Precision::Bf16) => job.run::<Portable, Emulated>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<M: Multiply<Avx512>>(job: &impl Loop) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx512, M>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn avx512_bf16(job: &impl Loop) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx512, Native>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<M: Multiply<Avx2>>(job: &impl Loop) {
+    // SAFETY: the caller's.
+    unsafe { job.run::<Avx2, M>() }
+}
 
 /// Taps are given to [`accumulate_outer`] in multiples of this (repeat the last one).
 pub(crate) const TAP_BLOCK: usize = 12;
@@ -42,12 +100,14 @@ pub(crate) struct Taps {
     panels: usize,
     width: usize,
     isa: Isa,
+    precision: Precision,
 }
 
 impl Taps {
     /// Packs `weight(channel, tap)` of `channels` output channels for the taps at `offsets`.
     pub(crate) fn pack(
         isa: Isa,
+        precision: Precision,
         offsets: Vec<usize>,
         channels: usize,
         weight: impl Fn(usize, usize) -> f32,
@@ -67,6 +127,7 @@ impl Taps {
             panels,
             width,
             isa,
+            precision,
         }
     }
 
@@ -105,73 +166,54 @@ pub(crate) fn correlate(
         offsets: &taps.offsets,
         weights: taps.weights.as_ptr(),
         panels: taps.panels,
+        width: taps.width,
         image: image[start..].as_ptr(),
         out: out.as_mut_ptr(),
         stride,
     };
-    // SAFETY: `Isa` values other than `Portable` exist only where detection found the instruction
-    // set. The reads of `run` reach `offset + stride` floats into the image and its writes
+    // SAFETY: the reads of the loop reach `offset + stride` floats into the image and its writes
     // `panels * width * stride` floats into `out`, both checked above; the packed weights hold
     // `panels * taps * width` floats by construction in `Taps::pack`, with the same width.
-    unsafe {
-        match taps.isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => correlate_avx512(&job, taps.width),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => correlate_avx2(&job, taps.width),
-            Isa::Portable => job.with_width::<Portable>(taps.width),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn correlate_avx512(job: &Correlate, width: usize) {
-    // SAFETY: the caller's.
-    unsafe { job.with_width::<Avx512>(width) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn correlate_avx2(job: &Correlate, width: usize) {
-    // SAFETY: the caller's.
-    unsafe { job.with_width::<Avx2>(width) }
+    unsafe { run(taps.isa, taps.precision, &job) }
 }
 
 struct Correlate<'a> {
     offsets: &'a [usize],
     weights: *const f32,
     panels: usize,
+    width: usize,
     image: *const f32,
     out: *mut f32,
     /// Length of a row of `out`, a multiple of the lanes.
     stride: usize,
 }
 
-impl Correlate<'_> {
+impl Loop for Correlate<'_> {
     /// # Safety
-    /// The machine has the instructions of `L`; `width` is the panel width the weights were packed
-    /// with; the lengths are as [`correlate`] checks them.
+    /// `width` is the panel width the weights were packed with; the lengths are as [`correlate`]
+    /// checks them.
     #[inline(always)]
-    unsafe fn with_width<L: Lanes>(&self, width: usize) {
+    unsafe fn run<L: Lanes, M: Multiply<L>>(&self) {
         // SAFETY: the caller's. The narrower the panel, the more vectors fill the registers.
         unsafe {
-            match width {
-                1 => self.run::<L, 1, 8>(),
-                2 => self.run::<L, 2, 5>(),
-                4 => self.run::<L, 4, 3>(),
-                _ => self.run::<L, 8, 3>(),
+            match self.width {
+                1 => self.tiles::<L, M, 1, 8>(),
+                2 => self.tiles::<L, M, 2, 5>(),
+                4 => self.tiles::<L, M, 4, 3>(),
+                _ => self.tiles::<L, M, 8, 3>(),
             }
         }
     }
+}
 
+impl Correlate<'_> {
     /// Tiles of positions outside, panels inside: the image's tile stays in the first cache while
     /// the weights stream past.
     ///
     /// # Safety
-    /// As [`Self::with_width`].
+    /// As [`Loop::run`].
     #[inline(always)]
-    unsafe fn run<L: Lanes, const WIDTH: usize, const MOST: usize>(&self) {
+    unsafe fn tiles<L: Lanes, M: Multiply<L>, const WIDTH: usize, const MOST: usize>(&self) {
         let mut position = 0;
         while position < self.stride {
             let vectors = match (self.stride - position) / L::N {
@@ -183,10 +225,10 @@ impl Correlate<'_> {
                 // of the tile stays inside what the caller vouches for.
                 unsafe {
                     match vectors {
-                        1 => self.tile::<L, 1, WIDTH>(position, panel),
-                        2 => self.tile::<L, 2, WIDTH>(position, panel),
-                        3 => self.tile::<L, 3, WIDTH>(position, panel),
-                        _ => self.tile::<L, MOST, WIDTH>(position, panel),
+                        1 => self.tile::<L, M, 1, WIDTH>(position, panel),
+                        2 => self.tile::<L, M, 2, WIDTH>(position, panel),
+                        3 => self.tile::<L, M, 3, WIDTH>(position, panel),
+                        _ => self.tile::<L, M, MOST, WIDTH>(position, panel),
                     }
                 }
             }
@@ -197,9 +239,9 @@ impl Correlate<'_> {
     /// `VECTORS` vectors of positions times `WIDTH` channels, all sums in registers.
     ///
     /// # Safety
-    /// As [`Self::run`], with `position + VECTORS * L::N <= stride` and `panel < panels`.
+    /// As [`Loop::run`], with `position + VECTORS * L::N <= stride` and `panel < panels`.
     #[inline(always)]
-    unsafe fn tile<L: Lanes, const VECTORS: usize, const WIDTH: usize>(
+    unsafe fn tile<L: Lanes, M: Multiply<L>, const VECTORS: usize, const WIDTH: usize>(
         &self,
         position: usize,
         panel: usize,
@@ -217,7 +259,7 @@ impl Correlate<'_> {
                 for (channel, sums) in sums.iter_mut().enumerate() {
                     let w = L::splat(*weights.add(channel));
                     for (sum, x) in sums.iter_mut().zip(x) {
-                        *sum = L::mul_add(w, x, *sum);
+                        *sum = M::multiply_add(w, x, *sum);
                     }
                 }
                 weights = weights.add(WIDTH);
@@ -249,8 +291,10 @@ pub(crate) struct Grid {
 ///
 /// # Panics
 /// If a slice is too short or a length not such a multiple.
+#[allow(clippy::too_many_arguments)] // a loop with all that it reads
 pub(crate) fn accumulate_outer(
     isa: Isa,
+    precision: Precision,
     offsets: &[usize],
     image: &[f32],
     grid: Grid,
@@ -281,32 +325,10 @@ pub(crate) fn accumulate_outer(
         channels,
         sums: sums.as_mut_ptr(),
     };
-    // SAFETY: as for `correlate`: the instruction set was detected, and `run` reads the image at
-    // `offset + position`, the gradient in its `rows * cols * channels` floats, and updates `sums`
-    // in its `offsets * channels` floats, all checked above.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => outer_avx512(&job),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => outer_avx2(&job),
-            Isa::Portable => job.run::<Portable, 6, 12>(),
-        }
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn outer_avx512(job: &Outer) {
-    // SAFETY: the caller's.
-    unsafe { job.run::<Avx512, 6, 12>() }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn outer_avx2(job: &Outer) {
-    // SAFETY: the caller's. Fewer taps at a time, as there are only sixteen registers.
-    unsafe { job.run::<Avx2, 2, 6>() }
+    // SAFETY: the loop reads the image at `offset + position`, the gradient in its
+    // `rows * cols * channels` floats, and updates `sums` in its `offsets * channels` floats, all
+    // checked above.
+    unsafe { run(isa, precision, &job) }
 }
 
 struct Outer<'a> {
@@ -318,15 +340,29 @@ struct Outer<'a> {
     sums: *mut f32,
 }
 
+impl Loop for Outer<'_> {
+    /// # Safety
+    /// The lengths are as [`accumulate_outer`] checks them.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, M: Multiply<L>>(&self) {
+        // SAFETY: the caller's. Fewer taps at a time where there are only sixteen registers.
+        unsafe {
+            match L::N {
+                8 => self.blocks::<L, M, 2, 6>(),
+                _ => self.blocks::<L, M, 6, 12>(),
+            }
+        }
+    }
+}
+
 impl Outer<'_> {
     /// Blocks of channels outside, taps inside. `FOUR` and `TWO` are the taps held in registers
     /// against four and two vectors of channels.
     ///
     /// # Safety
-    /// The machine has the instructions of `L`; `FOUR` and `TWO` divide [`TAP_BLOCK`]; the lengths
-    /// are as [`accumulate_outer`] checks them.
+    /// As [`Loop::run`]; `FOUR` and `TWO` divide [`TAP_BLOCK`].
     #[inline(always)]
-    unsafe fn run<L: Lanes, const FOUR: usize, const TWO: usize>(&self) {
+    unsafe fn blocks<L: Lanes, M: Multiply<L>, const FOUR: usize, const TWO: usize>(&self) {
         let mut channel = 0;
         while channel < self.channels {
             // SAFETY: each block stays below `channels`, and `chunks_exact` leaves no tap over
@@ -334,15 +370,15 @@ impl Outer<'_> {
             unsafe {
                 match (self.channels - channel) / L::N {
                     1 => {
-                        self.block::<L, 1, TAP_BLOCK>(channel);
+                        self.block::<L, M, 1, TAP_BLOCK>(channel);
                         channel += L::N;
                     }
                     2 | 3 => {
-                        self.block::<L, 2, TWO>(channel);
+                        self.block::<L, M, 2, TWO>(channel);
                         channel += 2 * L::N;
                     }
                     _ => {
-                        self.block::<L, 4, FOUR>(channel);
+                        self.block::<L, M, 4, FOUR>(channel);
                         channel += 4 * L::N;
                     }
                 }
@@ -351,9 +387,12 @@ impl Outer<'_> {
     }
 
     /// # Safety
-    /// As [`Self::run`], with `channel + VECTORS * L::N <= channels`.
+    /// As [`Loop::run`], with `channel + VECTORS * L::N <= channels`.
     #[inline(always)]
-    unsafe fn block<L: Lanes, const VECTORS: usize, const TAPS: usize>(&self, channel: usize) {
+    unsafe fn block<L: Lanes, M: Multiply<L>, const VECTORS: usize, const TAPS: usize>(
+        &self,
+        channel: usize,
+    ) {
         for (block, offsets) in self.offsets.chunks_exact(TAPS).enumerate() {
             // SAFETY: positions of the grid, taps of the block and channels of the vectors are all
             // within the checked lengths.
@@ -374,7 +413,7 @@ impl Outer<'_> {
                         for (sums, from) in sums.iter_mut().zip(from) {
                             let x = L::splat(*from.add(position));
                             for (sum, g) in sums.iter_mut().zip(g) {
-                                *sum = L::mul_add(x, g, *sum);
+                                *sum = M::multiply_add(x, g, *sum);
                             }
                         }
                         grads = grads.add(self.channels);
@@ -386,7 +425,7 @@ impl Outer<'_> {
                         .add((block * TAPS + tap) * self.channels + channel);
                     for (i, added) in added.iter().enumerate() {
                         let to = to.add(i * L::N);
-                        L::store(to, L::mul_add(L::splat(1.0), *added, L::load(to)));
+                        L::store(to, L::sum(L::load(to), *added));
                     }
                 }
             }
@@ -402,6 +441,7 @@ impl Outer<'_> {
 /// If a slice is too short or a length not such a multiple.
 pub(crate) fn accumulate_inner(
     isa: Isa,
+    precision: Precision,
     offsets: &[usize],
     image: &[f32],
     line: &[f32],
@@ -416,56 +456,46 @@ pub(crate) fn accumulate_inner(
     let (blocks, rest) = offsets.as_chunks::<INNER_BLOCK>();
     assert!(rest.is_empty(), "taps in whole blocks");
     for (offsets, sums) in blocks.iter().zip(sums.as_chunks_mut::<INNER_BLOCK>().0) {
-        // SAFETY: the instruction set was detected; reads reach `line.len()` floats from each
-        // offset on, as checked.
-        unsafe {
-            match isa {
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => inner_avx512(offsets, image, line, sums),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => inner_avx2(offsets, image, line, sums),
-                Isa::Portable => inner::<Portable>(offsets, image, line, sums),
-            }
-        }
+        let job = Inner {
+            offsets,
+            image: image.as_ptr(),
+            line,
+            sums: sums.as_mut_ptr(),
+        };
+        // SAFETY: reads reach `line.len()` floats from each offset on, as checked; as many sums as
+        // offsets.
+        unsafe { run(isa, precision, &job) };
     }
 }
 
-type Offsets = [usize; INNER_BLOCK];
-type Sums = [f32; INNER_BLOCK];
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn inner_avx512(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
-    // SAFETY: the caller's.
-    unsafe { inner::<Avx512>(offsets, image, line, sums) }
+struct Inner<'a> {
+    offsets: &'a [usize; INNER_BLOCK],
+    image: *const f32,
+    line: &'a [f32],
+    sums: *mut f32,
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn inner_avx2(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
-    // SAFETY: the caller's.
-    unsafe { inner::<Avx2>(offsets, image, line, sums) }
-}
-
-/// # Safety
-/// The machine has the instructions of `L`; `line` is a multiple of its lanes long, and as many
-/// floats are in the image from each offset on.
-#[inline(always)]
-unsafe fn inner<L: Lanes>(offsets: &Offsets, image: &[f32], line: &[f32], sums: &mut Sums) {
-    // SAFETY: the caller's; `lanes` has room for a vector of any width.
-    unsafe {
-        let mut totals = [L::splat(0.0); INNER_BLOCK];
-        for position in (0..line.len()).step_by(L::N) {
-            let g = L::load(line.as_ptr().add(position));
-            for (total, offset) in totals.iter_mut().zip(offsets) {
-                let x = L::load(image.as_ptr().add(offset + position));
-                *total = L::mul_add(x, g, *total);
+impl Loop for Inner<'_> {
+    /// # Safety
+    /// The line is a multiple of the lanes long, and as many floats are in the image from each
+    /// offset on; there is a sum for each offset.
+    #[inline(always)]
+    unsafe fn run<L: Lanes, M: Multiply<L>>(&self) {
+        // SAFETY: the caller's; `lanes` has room for a vector of any width.
+        unsafe {
+            let mut totals = [L::splat(0.0); INNER_BLOCK];
+            for position in (0..self.line.len()).step_by(L::N) {
+                let g = L::load(self.line.as_ptr().add(position));
+                for (total, offset) in totals.iter_mut().zip(self.offsets) {
+                    let x = L::load(self.image.add(offset + position));
+                    *total = M::multiply_add(x, g, *total);
+                }
             }
-        }
-        for (sum, total) in sums.iter_mut().zip(totals) {
-            let mut lanes = [0.0; 16];
-            L::store(lanes.as_mut_ptr(), total);
-            *sum += lanes[..L::N].iter().sum::<f32>();
+            for (tap, total) in totals.into_iter().enumerate() {
+                let mut lanes = [0.0; 16];
+                L::store(lanes.as_mut_ptr(), total);
+                *self.sums.add(tap) += lanes[..L::N].iter().sum::<f32>();
+            }
         }
     }
 }

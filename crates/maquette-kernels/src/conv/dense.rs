@@ -3,7 +3,9 @@
 use rayon::prelude::*;
 
 use super::Geometry;
+use crate::gemm::product_here;
 use crate::matrix::{Into, Matrix, multiply};
+use crate::precision::Precision;
 use crate::shared::Shared;
 
 /// Columns of one task.
@@ -11,6 +13,20 @@ const COLUMNS: usize = 512;
 
 /// Parts of the batch whose weight gradients are summed apart and then added in order.
 const GROUPS: usize = 8;
+
+/// `out = a b`, or that added, on the calling thread.
+///
+/// # Safety
+/// See [`multiply`].
+unsafe fn multiply_in(precision: Precision, out: Matrix, into: Into, a: Matrix, b: Matrix) {
+    // SAFETY: the caller's; rows of every matrix that is written here are contiguous.
+    unsafe {
+        match precision {
+            Precision::F32 => multiply(out, into, 1.0, a, b),
+            Precision::Bf16 => product_here(out, into, a, b, Precision::Bf16),
+        }
+    }
+}
 
 fn pixels(geometry: &Geometry) -> usize {
     geometry.input[0] * geometry.input[1]
@@ -20,7 +36,7 @@ fn pixels(geometry: &Geometry) -> usize {
 pub(super) fn pointwise(geometry: &Geometry, x: &[f32], weight: &[f32]) -> Vec<f32> {
     let [c_in, c_out] = [geometry.channels_in, geometry.channels_out];
     let weight = || Matrix::of(weight, 0, [c_out, c_in], c_in);
-    each_image(x, weight, [c_in, c_out], pixels(geometry))
+    each_image(geometry, x, weight, [c_in, c_out], pixels(geometry))
 }
 
 pub(super) fn pointwise_input_gradient(
@@ -30,16 +46,18 @@ pub(super) fn pointwise_input_gradient(
 ) -> Vec<f32> {
     let [c_in, c_out] = [geometry.channels_in, geometry.channels_out];
     let weight = || Matrix::of(weight, 0, [c_out, c_in], c_in).transposed();
-    each_image(grad, weight, [c_out, c_in], pixels(geometry))
+    each_image(geometry, grad, weight, [c_out, c_in], pixels(geometry))
 }
 
 /// `matrix * image` for each image `[from][pixels]` of `values`.
 fn each_image(
+    geometry: &Geometry,
     values: &[f32],
     matrix: impl Fn() -> Matrix + Sync,
     [from, to]: [usize; 2],
     pixels: usize,
 ) -> Vec<f32> {
+    let precision = geometry.precision;
     let images = values.len() / (from * pixels);
     let blocks = pixels.div_ceil(COLUMNS);
     let mut out = vec![0.0; images * to * pixels];
@@ -53,7 +71,7 @@ fn each_image(
             let out = Matrix::of_raw(shared.at(0), shared.len(), start, [to, width], pixels);
             let start = image * from * pixels + col;
             let values = Matrix::of(values, start, [from, width], pixels);
-            multiply(out, Into::Replace, 1.0, matrix(), values);
+            multiply_in(precision, out, Into::Replace, matrix(), values);
         }
     });
     out
@@ -77,7 +95,7 @@ pub(super) fn pointwise_weight_gradient(geometry: &Geometry, x: &[f32], grad: &[
                 let grad = Matrix::of(grad, 0, [c_out, pixels], pixels);
                 let sums = Matrix::of_mut(&mut sums, 0, [c_out, c_in], c_in);
                 // SAFETY: `sums` is ours alone.
-                unsafe { multiply(sums, Into::Add, 1.0, grad, x) };
+                unsafe { multiply_in(geometry.precision, sums, Into::Add, grad, x) };
             }
             sums
         })
@@ -97,6 +115,7 @@ pub(super) fn whole_image(geometry: &Geometry, x: &[f32], weight: &[f32]) -> Vec
     let (image, _, _) = geometry.lens();
     let (batch, c_out) = (geometry.batch, geometry.channels_out);
     let mut out = vec![0.0; batch * c_out];
+    let precision = geometry.precision;
     out.par_chunks_mut(GROUPS * c_out)
         .zip(x.par_chunks(GROUPS * image))
         .for_each(|(out, x)| {
@@ -105,7 +124,7 @@ pub(super) fn whole_image(geometry: &Geometry, x: &[f32], weight: &[f32]) -> Vec
             let x = Matrix::of(x, 0, [rows, image], image);
             let weight = Matrix::of(weight, 0, [c_out, image], image).transposed();
             // SAFETY: `out` is ours alone.
-            unsafe { multiply(out, Into::Replace, 1.0, x, weight) };
+            unsafe { multiply_in(precision, out, Into::Replace, x, weight) };
         });
     out
 }
@@ -119,7 +138,7 @@ pub(super) fn whole_image_input_gradient(
     let (image, _, _) = geometry.lens();
     let (batch, c_out) = (geometry.batch, geometry.channels_out);
     let grad = || Matrix::of(grad, 0, [batch, c_out], c_out);
-    each_image(weight, grad, [c_out, batch], image)
+    each_image(geometry, weight, grad, [c_out, batch], image)
 }
 
 /// `out = grad^T x`
@@ -131,5 +150,5 @@ pub(super) fn whole_image_weight_gradient(
     let (image, _, _) = geometry.lens();
     let (batch, c_out) = (geometry.batch, geometry.channels_out);
     let grad = || Matrix::of(grad, 0, [batch, c_out], c_out).transposed();
-    each_image(x, grad, [batch, c_out], image)
+    each_image(geometry, x, grad, [batch, c_out], image)
 }

@@ -11,6 +11,8 @@
 //!
 //! In memory the groups of channels of the images follow each other as images would: with `G`
 //! groups, "image" `i` is group `i % G`, with weights of its own.
+//!
+//! In bf16 the numbers are pairs of input channels, of output channels and of images, in this order.
 
 use rayon::prelude::*;
 
@@ -20,6 +22,8 @@ use super::correlate::{
     row_len,
 };
 use crate::elementwise::GRAIN;
+use crate::gemm::{join, zip_rows};
+use crate::precision::Precision;
 use crate::simd::Isa;
 
 /// Parts of the batch whose weight gradients are summed apart and then added in order. Fixed, so
@@ -33,17 +37,20 @@ const NARROW: usize = 4;
 /// an axis is at `v` in the plane of that phase. `[channel][phase][row][column]`, flat.
 struct Phases {
     geometry: Geometry,
+    /// Channels, or pairs of them.
+    channels: usize,
     /// Rows and columns of one plane.
     plane: [usize; 2],
 }
 
 impl Phases {
-    fn new(geometry: &Geometry) -> Self {
+    fn new(geometry: &Geometry, channels: usize) -> Self {
         let plane = [0, 1].map(|axis| {
             (geometry.input[axis] + 2 * geometry.padding[axis]).div_ceil(geometry.stride[axis])
         });
         Self {
             geometry: *geometry,
+            channels,
             plane,
         }
     }
@@ -51,20 +58,20 @@ impl Phases {
     /// A buffer of zeros, of which [`Self::fill`] leaves the border untouched.
     fn buffer(&self) -> Vec<f32> {
         let [sh, sw] = self.geometry.stride;
-        vec![0.0; self.geometry.channels_in * sh * sw * self.plane[0] * self.plane[1] + SLACK]
+        vec![0.0; self.channels * sh * sw * self.plane[0] * self.plane[1] + SLACK]
     }
 
     /// Where each weight of an output channel reads, in the weight's own order.
     fn offsets(&self) -> Vec<usize> {
+        let channels = self.channels;
         let Geometry {
-            channels_in,
             kernel: [kh, kw],
             stride: [sh, sw],
             dilation: [dh, dw],
             ..
         } = self.geometry;
-        let mut offsets = Vec::with_capacity(channels_in * kh * kw);
-        for channel in 0..channels_in {
+        let mut offsets = Vec::with_capacity(channels * kh * kw);
+        for channel in 0..channels {
             for i in 0..kh {
                 for j in 0..kw {
                     let (i, j) = (i * dh, j * dw);
@@ -116,6 +123,70 @@ impl Phases {
     }
 }
 
+/// Channel `index` of those that `get` gives, or that pair of channels; zero beyond `count`.
+fn element(precision: Precision, index: usize, count: usize, get: impl Fn(usize) -> f32) -> f32 {
+    let get = |channel| if channel < count { get(channel) } else { 0.0 };
+    match precision {
+        Precision::F32 => get(index),
+        Precision::Bf16 => f32::from_bits(join(get(2 * index), get(2 * index + 1))),
+    }
+}
+
+/// Pairs of two rows' numbers, with zeros for an absent one.
+fn join_rows(isa: Isa, first: &[f32], second: Option<&[f32]>, to: &mut [f32]) {
+    match second {
+        Some(second) => {
+            // SAFETY: floats are as large and aligned as these, and any bits are both.
+            let to = unsafe { &mut *(to as *mut [f32] as *mut [u32]) };
+            zip_rows(isa, first, second, to);
+        }
+        None => {
+            for (to, first) in to.iter_mut().zip(first) {
+                *to = f32::from_bits(join(*first, 0.0));
+            }
+        }
+    }
+}
+
+/// The planes of an image, or pairs of them, which `scratch` then holds.
+fn paired<'a>(
+    isa: Isa,
+    precision: Precision,
+    image: &'a [f32],
+    plane: usize,
+    scratch: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    if precision == Precision::F32 {
+        return image;
+    }
+    scratch.resize((image.len() / plane).div_ceil(2) * plane, 0.0);
+    for (to, planes) in scratch.chunks_exact_mut(plane).zip(image.chunks(2 * plane)) {
+        let (first, second) = planes.split_at(plane);
+        join_rows(isa, first, (!second.is_empty()).then_some(second), to);
+    }
+    scratch
+}
+
+/// An image, or the pairs of two images' numbers, which `scratch` then holds.
+fn joined<'a>(
+    isa: Isa,
+    precision: Precision,
+    (first, second): (&'a [f32], Option<&[f32]>),
+    scratch: &'a mut Vec<f32>,
+) -> &'a [f32] {
+    if precision == Precision::F32 {
+        return first;
+    }
+    scratch.resize(first.len(), 0.0);
+    join_rows(isa, first, second, scratch);
+    scratch
+}
+
+/// Part `index` of `len` numbers.
+fn part(values: &[f32], len: usize, index: usize) -> &[f32] {
+    &values[index * len..][..len]
+}
+
 /// Positions of a grid when it is walked as one line, the gaps between rows included.
 fn line(grid: Grid) -> usize {
     (grid.rows - 1) * grid.stride + grid.cols
@@ -131,10 +202,17 @@ pub(super) fn forward(
     let group = geometry.of_group();
     let (image_len, out_len, weight_len) = group.lens();
     let channels_out = group.channels_out;
-    let phases = Phases::new(&group);
+    let precision = geometry.precision;
+    let channels_in = group.channels_in.div_ceil(precision.pair());
+    let phases = Phases::new(&group, channels_in);
+    let kernel = group.kernel[0] * group.kernel[1];
     let pack = |weight: &[f32]| {
-        let weight = |channel, tap| weight[channel * weight_len + tap];
-        Taps::pack(isa, phases.offsets(), channels_out, weight)
+        let weight = |channel: usize, tap: usize| {
+            element(precision, tap / kernel, group.channels_in, |c_in| {
+                weight[channel * weight_len + c_in * kernel + tap % kernel]
+            })
+        };
+        Taps::pack(isa, precision, phases.offsets(), channels_out, weight)
     };
     let taps: Vec<Taps> = weight
         .chunks_exact(channels_out * weight_len)
@@ -148,10 +226,17 @@ pub(super) fn forward(
         .enumerate()
         .with_min_len(GRAIN.div_ceil(image_len.max(out_len)))
         .for_each_init(
-            || (phases.buffer(), vec![0.0; taps[0].rows() * stride]),
-            |(padded, sums), (index, (out, image))| {
+            || {
+                (
+                    phases.buffer(),
+                    vec![0.0; taps[0].rows() * stride],
+                    Vec::new(),
+                )
+            },
+            |(padded, sums, pairs), (index, (out, image))| {
                 let index = index % geometry.groups;
-                phases.fill(image, padded);
+                let plane = image_len / group.channels_in;
+                phases.fill(paired(isa, precision, image, plane, pairs), padded);
                 correlate(&taps[index], padded, 0, line(grid), sums);
                 let channels = out
                     .chunks_exact_mut(grid.rows * grid.cols)
@@ -268,20 +353,21 @@ impl<'a> InputPhase<'a> {
             let (i, j) = (tap / col.taps.len(), tap % col.taps.len());
             (channel, row.taps[i], col.taps[j])
         };
-        let offsets = (0..geometry.channels_out * per_channel).map(|tap| {
+        let precision = geometry.precision;
+        let channels_out = geometry.channels_out.div_ceil(precision.pair());
+        let offsets = (0..channels_out * per_channel).map(|tap| {
             let (channel, (_, rows), (_, cols)) = split(tap);
             let row = channel * bordered.plane[0] + bordered.before[0] - rows;
             row * bordered.plane[1] + bordered.before[1] - cols
         });
-        let taps = Taps::pack(
-            isa,
-            offsets.collect(),
-            geometry.channels_in,
-            |channel, tap| {
-                let (out, (i, _), (j, _)) = split(tap);
+        let weight = |channel: usize, tap: usize| {
+            let (out, (i, _), (j, _)) = split(tap);
+            element(precision, out, geometry.channels_out, |out| {
                 weight[((out * geometry.channels_in + channel) * kh + i) * kw + j]
-            },
-        );
+            })
+        };
+        let channels = geometry.channels_in;
+        let taps = Taps::pack(isa, precision, offsets.collect(), channels, weight);
         let start = row.first * bordered.plane[1] + col.first;
         let grid = Grid {
             rows,
@@ -366,11 +452,14 @@ pub(super) fn input_gradient(
         .for_each_init(
             || {
                 (
-                    bordered.buffer(group.channels_out),
+                    bordered.buffer(group.channels_out.div_ceil(group.precision.pair())),
                     vec![0.0; sums_len.unwrap_or(0)],
+                    Vec::new(),
                 )
             },
-            |(padded, sums), (index, (out, grad))| {
+            |(padded, sums, pairs), (index, (out, grad))| {
+                let plane = out_len / group.channels_out;
+                let grad = paired(isa, group.precision, grad, plane, pairs);
                 bordered.fill(&group, grad, padded);
                 for phase in &phases[index % geometry.groups] {
                     phase.run(isa, &group, padded, sums, out);
@@ -383,7 +472,8 @@ pub(super) fn input_gradient(
 pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let group = geometry.of_group();
     let (image_len, out_len, weight_len) = group.lens();
-    let phases = Phases::new(&group);
+    let precision = geometry.precision;
+    let phases = Phases::new(&group, group.channels_in);
     let narrow = group.channels_out <= NARROW;
     let mut offsets = phases.offsets();
     let last = offsets[weight_len - 1];
@@ -411,14 +501,26 @@ pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[
                 false => vec![0.0; positions * channels],
             };
             let mut sums = vec![0.0; geometry.groups * offsets.len() * channels];
-            let images = x.chunks_exact(image_len).zip(grad.chunks_exact(out_len));
-            for (index, (image, grad)) in images.enumerate() {
-                let len = offsets.len() * channels;
-                let sums = &mut sums[index % geometry.groups * len..][..len];
+            let mut pairs = [Vec::new(), Vec::new()];
+            let images = x.len() / (geometry.groups * image_len);
+            let steps = (0..images).step_by(precision.pair());
+            for (n, index) in steps.flat_map(|n| (0..geometry.groups).map(move |g| (n, g))) {
+                let sums_len = offsets.len() * channels;
+                let sums = &mut sums[index * sums_len..][..sums_len];
+                let [pair_x, pair_grad] = &mut pairs;
+                let at = |n: usize| n * geometry.groups + index;
+                let of = |values, len| {
+                    let image = |n: usize| part(values, len, at(n));
+                    (image(n), (n + 1 < images).then(|| image(n + 1)))
+                };
+                let image = joined(isa, precision, of(x, image_len), pair_x);
+                let grad = joined(isa, precision, of(grad, out_len), pair_grad);
                 phases.fill(image, &mut padded);
                 if !narrow {
                     transpose_into(grad, positions, &mut columns, channels);
-                    accumulate_outer(isa, &offsets, &padded, grid, &columns, channels, sums);
+                    accumulate_outer(
+                        isa, precision, &offsets, &padded, grid, &columns, channels, sums,
+                    );
                     continue;
                 }
                 let channels = grad.chunks_exact(positions);
@@ -428,7 +530,7 @@ pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[
                     for (to, from) in rows.zip(grad.chunks_exact(grid.cols)) {
                         to[..grid.cols].copy_from_slice(from);
                     }
-                    accumulate_inner(isa, &offsets, &padded, &columns, sums);
+                    accumulate_inner(isa, precision, &offsets, &padded, &columns, sums);
                 }
             }
             sums

@@ -1,5 +1,10 @@
 //! The sizes of a convolution.
 
+use crate::precision::Precision;
+
+/// Channels of a group from which on it is worth gathering or rounding.
+const NARROW: usize = 8;
+
 /// How the kernel of a convolution moves over the image, per axis: rows, then columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConvOptions {
@@ -60,6 +65,8 @@ pub(crate) struct Geometry {
     pub(super) padding: [usize; 2],
     pub(super) dilation: [usize; 2],
     pub(super) groups: usize,
+    /// In which products are taken.
+    pub(super) precision: Precision,
 }
 
 impl Geometry {
@@ -104,7 +111,24 @@ impl Geometry {
             // Of a single tap it says nothing.
             dilation: [0, 1].map(|axis| if kernel[axis] == 1 { 1 } else { dilation[axis] }),
             groups,
+            precision: Precision::F32,
         }
+        .rounded()
+    }
+
+    /// In the precision asked for. Few channels are not worth rounding: memory bounds them, or pairs
+    /// of them are half empty.
+    fn rounded(self) -> Self {
+        let precision = match self.is_narrow() {
+            true => Precision::F32,
+            false => Precision::current(),
+        };
+        Self { precision, ..self }
+    }
+
+    /// Whether each group has few channels on either side.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.channels_in.min(self.channels_out) < NARROW * self.groups
     }
 
     /// The convolution that each group is.

@@ -30,14 +30,10 @@ enum Method {
     Direct,
 }
 
-/// Channels of a group from which on it is worth gathering.
-const WIDE: usize = 8;
-
 impl Method {
     fn of(geometry: &Geometry) -> Self {
         let group = geometry.of_group();
-        let narrow = group.channels_in.min(group.channels_out) < WIDE;
-        if geometry.groups > 1 && narrow {
+        if geometry.groups > 1 && geometry.is_narrow() {
             Self::Direct
         } else if geometry.kernel == geometry.input
             && geometry.padding == [0, 0]
@@ -173,6 +169,7 @@ fn channel_sums(values: &[f32], channels: usize, plane: usize) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::precision::Precision;
 
     fn numbers(shape: [usize; 4]) -> Vec<f32> {
         let len: usize = shape.iter().product();
@@ -222,8 +219,18 @@ mod tests {
         }
     }
 
-    /// Every instruction set sums over taps to the same.
+    /// Every instruction set sums over taps to the same, in both precisions.
     fn assert_same(geometry: &Geometry) {
+        for precision in [Precision::F32, Precision::Bf16] {
+            let geometry = Geometry {
+                precision,
+                ..*geometry
+            };
+            assert_same_in(&geometry);
+        }
+    }
+
+    fn assert_same_in(geometry: &Geometry) {
         let expected = all(Isa::Portable, geometry, false);
         for isa in Isa::available() {
             let found = all(isa, geometry, false);

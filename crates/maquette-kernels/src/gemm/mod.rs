@@ -13,6 +13,11 @@ mod pack;
 mod round;
 mod tile;
 
+pub(crate) use self::round::{join, zip_rows};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::tile::Native;
+pub(crate) use self::tile::{Emulated, Multiply, Single};
+
 use rayon::prelude::*;
 
 use self::pack::Left;

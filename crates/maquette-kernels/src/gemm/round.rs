@@ -24,12 +24,12 @@ fn round(value: f32) -> u32 {
 
 /// Two neighbours along the reduction, the first in the lower half.
 #[inline(always)]
-pub(super) fn join(first: f32, second: f32) -> u32 {
+pub(crate) fn join(first: f32, second: f32) -> u32 {
     round(first) >> 16 | round(second) & 0xffff_0000
 }
 
 /// Joins neighbours of two rows.
-pub(super) fn zip_rows(isa: Isa, first: &[f32], second: &[f32], to: &mut [u32]) {
+pub(crate) fn zip_rows(isa: Isa, first: &[f32], second: &[f32], to: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
     if isa == Isa::Avx512 && Isa::has_bf16() {
         // SAFETY: the instructions were detected.

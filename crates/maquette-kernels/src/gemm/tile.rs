@@ -27,14 +27,14 @@ pub(super) struct Step {
 }
 
 /// The innermost multiplication.
-trait Multiply<L: Lanes> {
+pub(crate) trait Multiply<L: Lanes> {
     /// # Safety
     /// The machine has the instructions.
     unsafe fn multiply_add(a: L::V, b: L::V, c: L::V) -> L::V;
 }
 
 /// 32-bit floats.
-struct Single;
+pub(crate) struct Single;
 
 impl<L: Lanes> Multiply<L> for Single {
     #[inline(always)]
@@ -46,7 +46,7 @@ impl<L: Lanes> Multiply<L> for Single {
 
 /// Pairs of bf16 without an instruction for them, in the order of the one there is: second
 /// product first.
-struct Emulated;
+pub(crate) struct Emulated;
 
 impl<L: Lanes> Multiply<L> for Emulated {
     #[inline(always)]
@@ -96,7 +96,7 @@ unsafe fn tile<L: Lanes, M: Multiply<L>, const HEIGHT: usize, const WIDTH: usize
 
 /// Pairs of bf16 by `vdpbf16ps`.
 #[cfg(target_arch = "x86_64")]
-struct Native;
+pub(crate) struct Native;
 
 #[cfg(target_arch = "x86_64")]
 impl Multiply<Avx512> for Native {
