@@ -114,7 +114,8 @@ pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, G
 }
 
 /// Continues `prompt` with a [`Gpt`] and the tokenizer it was trained with: [`generate`] with
-/// everything filled in. The tokenizer's end-of-text token ends the text, whether or not it is
+/// everything filled in. What the tokenizer's template puts before a text is put there; its
+/// end-of-text token ends the text, whether or not it is
 /// among the options, and stands for an empty prompt.
 ///
 /// # Errors
@@ -129,7 +130,7 @@ pub fn complete(
 ) -> Result<Generated, GenerateError> {
     let end = tokenizer.end_of_text();
     let mut ids = tokenizer
-        .encode(prompt)
+        .encode_with_template(prompt)
         .map_err(|e| GenerateError::Encode(e.to_string()))?;
     if ids.is_empty() {
         ids.extend(end);

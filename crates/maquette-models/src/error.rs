@@ -30,11 +30,13 @@ pub enum ModelError {
         /// The parser's reason.
         source: serde_json::Error,
     },
-    /// A weights file is truncated or not safetensors.
-    #[error("{path}: damaged or not a safetensors file ({reason}); copy or save it again")]
+    /// A weights file is truncated, or not what it should be.
+    #[error("{path}: damaged or not a {format} file ({reason}); copy or save it again")]
     Corrupt {
         /// The file.
         path: PathBuf,
+        /// What it should be.
+        format: &'static str,
         /// The parser's reason.
         reason: String,
     },

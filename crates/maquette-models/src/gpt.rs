@@ -8,6 +8,7 @@
 //! - Mistral: Jiang et al. 2023, arXiv:2310.06825: Llama with a sliding window.
 //! - Qwen2, Qwen3: arXiv:2407.10671, arXiv:2505.09388: Llama with offsets of queries, keys and
 //!   values; with norms of queries and keys and heads of any width.
+//! - Mixtral: Jiang et al. 2024, arXiv:2401.04088: Llama with experts instead of the MLP.
 //! - Our own models may take sinusoids (Vaswani et al. 2017) or ALiBi (Press et al. 2021) instead.
 
 use burn::{
@@ -17,7 +18,7 @@ use burn::{
 };
 use maquette_nn::{
     Attention, AttentionConfig, Dropout, InitScheme, KvCache, Linear, LinearConfig, Mlp, MlpConfig,
-    MlpKind, Norm, NormConfig, NormKind, Rope, RopeScaling,
+    MlpKind, Moe, MoeConfig, Norm, NormConfig, NormKind, Rope, RopeScaling, Routing,
     attention::AttentionContext,
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -41,6 +42,31 @@ pub enum Positions {
     Sinusoidal,
     /// Scores that fall with the distance, at a rate of each head.
     Alibi,
+}
+
+/// Experts in place of the MLP of every block.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Experts {
+    /// How many there are, each as wide as the MLP would be.
+    pub count: usize,
+    /// How many a token passes.
+    pub active: usize,
+    /// Weight of the load-balance loss (mean over the blocks) in the training loss.
+    pub balance: f64,
+    /// Weight of the z-loss of the routers (mean over the blocks) in the training loss.
+    pub z: f64,
+}
+
+impl Default for Experts {
+    fn default() -> Self {
+        Self {
+            count: 8,
+            active: 2,
+            balance: 0.01,
+            z: 0.001,
+        }
+    }
 }
 
 /// Configuration of a [`Gpt`]. The default is nanoGPT's small setting of the GPT-2 family.
@@ -75,6 +101,9 @@ pub struct GptConfig {
     pub norm_eps: f64,
     /// GELU, SwiGLU or another.
     pub mlp: MlpKind,
+    /// Experts in place of the MLP; `mlp` and `d_ff` then say what one is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experts: Option<Experts>,
     /// Whether projections and layer norms add an offset.
     pub bias: bool,
     /// The same of queries, keys and values; as `bias` if absent.
@@ -121,6 +150,7 @@ impl Default for GptConfig {
             norm: NormKind::LayerNorm,
             norm_eps: 1e-5,
             mlp: MlpKind::Gelu,
+            experts: None,
             bias: true,
             qkv_bias: None,
             proj_bias: None,
@@ -235,6 +265,19 @@ impl GptConfig {
                 fault.clone().unwrap_or_default()
             })?;
         }
+        if let Some(experts) = &self.experts {
+            let fits = 0 < experts.active && experts.active <= experts.count;
+            require(fits, "experts", || {
+                format!(
+                    "a token cannot pass {} of {} experts",
+                    experts.active, experts.count
+                )
+            })?;
+            let weights = experts.balance >= 0.0 && experts.z >= 0.0;
+            require(weights, "experts", || {
+                "balance and z must not be negative".into()
+            })?;
+        }
         require((0.0..1.0).contains(&self.dropout), "dropout", || {
             format!("{} is not in [0, 1)", self.dropout)
         })?;
@@ -291,6 +334,7 @@ impl GptConfig {
             waves: has(Positions::Sinusoidal)
                 .then(|| sinusoids(self.seq_len, self.d_model, device)),
             alibi_heads: has(Positions::Alibi).then_some(self.n_heads),
+            router_losses: self.experts.map(|experts| (experts.balance, experts.z)),
             seq_len: self.seq_len,
         }
     }
@@ -318,7 +362,15 @@ impl GptConfig {
             attention_norm: norm.init(device),
             attention: attention.init(device),
             mlp_norm: norm.init(device),
-            mlp: mlp.init(device),
+            mlp: self.experts.is_none().then(|| mlp.init(device)),
+            moe: self.experts.map(|experts| {
+                let config = MoeConfig {
+                    expert: mlp,
+                    n_experts: experts.count,
+                    n_active: experts.active,
+                };
+                config.init(device)
+            }),
             dropout: Dropout::new(self.dropout),
         }
     }
@@ -346,18 +398,27 @@ pub struct Block {
     pub(crate) attention_norm: Norm,
     pub(crate) attention: Attention,
     pub(crate) mlp_norm: Norm,
-    pub(crate) mlp: Mlp,
+    pub(crate) mlp: Option<Mlp>,
+    pub(crate) moe: Option<Moe>,
     dropout: Dropout,
 }
 
 impl Block {
-    fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
+    fn forward(&self, x: Tensor<3>, context: AttentionContext) -> (Tensor<3>, Option<Routing>) {
         let mixed = self
             .attention
             .forward(self.attention_norm.forward(x.clone()), context);
         let x = self.dropout.forward_onto(mixed, x);
-        let hidden = self.mlp.forward(self.mlp_norm.forward(x.clone()));
-        self.dropout.forward_onto(hidden, x)
+        let features = self.mlp_norm.forward(x.clone());
+        let (hidden, routing) = match (&self.mlp, &self.moe) {
+            (_, Some(moe)) => {
+                let (hidden, routing) = moe.forward(features);
+                (hidden, Some(routing))
+            }
+            (Some(mlp), None) => (mlp.forward(features), None),
+            (None, None) => return (x, None),
+        };
+        (self.dropout.forward_onto(hidden, x), routing)
     }
 }
 
@@ -376,7 +437,39 @@ pub struct Gpt {
     /// Heads of ALiBi, where positions are its.
     #[module(skip)]
     alibi_heads: Option<usize>,
+    /// Weights of the load-balance and the z-loss, where there are experts.
+    #[module(skip)]
+    router_losses: Option<(f64, f64)>,
     seq_len: usize,
+}
+
+/// A training loss and what it is the sum of.
+#[derive(Debug)]
+pub struct GptLoss {
+    /// What is minimised, `[1]`.
+    pub total: Tensor<1>,
+    /// Mean negative log-likelihood, in nats per token, `[1]`.
+    pub text: Tensor<1>,
+    /// How each block's experts were used; empty where there are none.
+    pub routing: Vec<Routing>,
+}
+
+impl GptLoss {
+    /// The mean over the blocks of what `of` reads off a routing, `[1]`; `None` without experts.
+    fn mean(&self, of: impl Fn(&Routing) -> Tensor<1>) -> Option<Tensor<1>> {
+        let sum = self.routing.iter().map(of).reduce(|a, b| a + b)?;
+        Some(sum / self.routing.len() as f64)
+    }
+
+    /// The load-balance loss, mean over the blocks; even load gives the number of active experts.
+    pub fn balance(&self) -> Option<Tensor<1>> {
+        self.mean(|routing| routing.balance.clone())
+    }
+
+    /// The z-loss of the routers, mean over the blocks.
+    pub fn z(&self) -> Option<Tensor<1>> {
+        self.mean(|routing| routing.z.clone())
+    }
 }
 
 impl Gpt {
@@ -396,7 +489,7 @@ impl Gpt {
     /// - tokens: `[batch, seq]`, `seq` at most `seq_len`
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.logits(self.hidden(tokens, None))
+        self.logits(self.hidden(tokens, None).0)
     }
 
     /// Mean negative log-likelihood of `targets`, in nats per token.
@@ -405,12 +498,32 @@ impl Gpt {
     /// - inputs, targets: `[batch, seq]`, targets one token ahead
     /// - output: `[1]`
     pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
-        let logits = self.forward(inputs);
+        self.training_loss(inputs, targets).text
+    }
+
+    /// [`Gpt::loss`], and with experts what keeps their load even.
+    ///
+    /// # Shapes
+    /// As [`Gpt::loss`].
+    pub fn training_loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> GptLoss {
+        let (hidden, routing) = self.hidden(inputs, None);
+        let logits = self.logits(hidden);
         let [batch, seq, vocab] = logits.dims();
-        cross_entropy(
+        let text = cross_entropy(
             logits.reshape([batch * seq, vocab]),
             targets.reshape([batch * seq]),
-        )
+        );
+        let mut loss = GptLoss {
+            total: text.clone(),
+            text,
+            routing,
+        };
+        if let (Some((balance, z)), Some(of_balance), Some(of_z)) =
+            (self.router_losses, loss.balance(), loss.z())
+        {
+            loss.total = loss.total + of_balance * balance + of_z * z;
+        }
+        loss
     }
 
     /// Logits of tokens that follow those already in `cache`; the same numbers as
@@ -420,11 +533,15 @@ impl Gpt {
     /// - tokens: `[batch, seq]`, the new ones only; `cache.len() + seq` at most `seq_len`
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
-        self.logits(self.hidden(tokens, Some(cache)))
+        self.logits(self.hidden(tokens, Some(cache)).0)
     }
 
-    /// Features after the last norm, `[batch, seq, d_model]`.
-    fn hidden(&self, tokens: Tensor<2, Int>, mut cache: Option<&mut KvCache>) -> Tensor<3> {
+    /// Features after the last norm, `[batch, seq, d_model]`, and how experts were used.
+    fn hidden(
+        &self,
+        tokens: Tensor<2, Int>,
+        mut cache: Option<&mut KvCache>,
+    ) -> (Tensor<3>, Vec<Routing>) {
         let [_, seq] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         assert!(
@@ -444,6 +561,7 @@ impl Gpt {
         let bias = self
             .alibi_heads
             .map(|n_heads| alibi(n_heads, seq, past, &x.device()));
+        let mut routings = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let context = AttentionContext {
                 causal: true,
@@ -452,9 +570,11 @@ impl Gpt {
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),
             };
-            x = block.forward(x, context);
+            let (next, routing) = block.forward(x, context);
+            x = next;
+            routings.extend(routing);
         }
-        self.norm.forward(x)
+        (self.norm.forward(x), routings)
     }
 
     fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
@@ -482,7 +602,7 @@ mod tests {
         }
     }
 
-    fn families() -> [GptConfig; 5] {
+    fn families() -> [GptConfig; 6] {
         let llama = GptConfig {
             n_kv_heads: Some(2),
             ..tiny(GptConfig::llama())
@@ -503,6 +623,10 @@ mod tests {
             tiny(GptConfig::default()),
             llama,
             qwen3,
+            GptConfig {
+                experts: Some(Experts::default()),
+                ..tiny(GptConfig::llama())
+            },
             positions(Positions::Sinusoidal),
             positions(Positions::Alibi),
         ]

@@ -9,6 +9,7 @@ pub mod diffusion;
 pub mod error;
 pub mod gpt;
 pub mod hf;
+pub mod llama2c;
 pub mod perceptron;
 pub mod store;
 pub mod vae;

@@ -173,6 +173,7 @@ pub(crate) fn read_as(
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
     let corrupt = |reason: safetensors::SafeTensorError| ModelError::Corrupt {
         path: path.to_owned(),
+        format: "safetensors",
         reason: reason.to_string(),
     };
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(corrupt)?;

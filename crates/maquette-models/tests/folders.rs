@@ -20,7 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Every folder that `fixtures/make.py` makes with the logits of `transformers`.
-const FIXTURES: [&str; 11] = [
+const FIXTURES: [&str; 12] = [
     "gpt2-tiny",
     "gpt2-relu",
     "llama-tiny",
@@ -30,6 +30,7 @@ const FIXTURES: [&str; 11] = [
     "llama-llama3",
     "llama-yarn",
     "mistral-bf16",
+    "mixtral-three",
     "qwen2-windowed",
     "qwen3-tied",
 ];
@@ -68,7 +69,12 @@ fn logits_equal_those_of_transformers() {
     for name in FIXTURES {
         let expected = Expected::of(name);
         let (_, model) = load(&fixture(name), &Device::flex()).unwrap();
-        expected.check(name, "logits", model.forward(expected.ids("tokens")));
+        let tokens = expected.ids("tokens");
+        expected.check(name, "logits", model.forward(tokens.clone()));
+        if expected.get("balance").is_some() {
+            let balance = model.training_loss(tokens.clone(), tokens).balance();
+            expected.check(name, "balance", balance.unwrap());
+        }
     }
 }
 

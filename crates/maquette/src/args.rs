@@ -45,6 +45,8 @@ pub(crate) enum Command {
     /// Train, inspect and use tokenizers.
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
+    /// Turn a model of another format into a Hugging Face folder.
+    Convert(ConvertArgs),
     /// Run the handbook's experiments: claims that can fail.
     Lab(LabArgs),
     /// Measure speed and memory, side by side with PyTorch where it is installed.
@@ -99,7 +101,7 @@ pub(crate) struct TrainArgs {
     after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
-    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Qwen2 or Qwen3 model.
+    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2 or Qwen3 model.
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<PathBuf>,
     /// The text to go on from; `-` reads stdin.
@@ -337,6 +339,22 @@ fn within(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, S
         true => Ok(number),
         false => Err(format!("must be from {} to {}", range.start(), range.end())),
     }
+}
+
+/// `maquette convert`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  maquette convert stories260K.bin stories260k --tokenizer tok512.bin"
+)]
+pub(crate) struct ConvertArgs {
+    /// A model of llama2.c (`.bin`, format 0), or a Hugging Face folder: sharded, f16 or bf16.
+    pub(crate) input: PathBuf,
+    /// The folder to write: `config.json`, `model.safetensors` in f32, `tokenizer.json`.
+    pub(crate) output: PathBuf,
+    /// The tokenizer: a `tokenizer.json`, its folder, or llama2.c's `.bin`; the input folder's own
+    /// when absent.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tokenizer: Option<PathBuf>,
 }
 
 /// `maquette tokenizer`.

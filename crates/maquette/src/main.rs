@@ -60,6 +60,7 @@ fn dispatch(cli: Cli, output: Output) -> miette::Result<()> {
         Command::Evaluate(args) => commands::evaluate::run(args, output),
         Command::Metric(command) => commands::metric::run(command, output),
         Command::Tokenizer(command) => commands::tokenizer::run(command, output),
+        Command::Convert(args) => commands::convert::run(&args, output),
         Command::Lab(args) => commands::lab::run(&args, output),
         Command::Bench(command) => commands::bench::run(&command, cli.threads, output),
         Command::List(args) => commands::list::run(&args, output),

@@ -2,6 +2,7 @@
 //!
 //! All three are saved as a `tokenizer.json` that `tokenizers` and `transformers` open.
 
+mod pieces;
 mod simple;
 mod train;
 

@@ -8,21 +8,22 @@ use serde_json::{Value, json};
 
 use crate::{
     error::ModelError,
-    gpt::{GptConfig, Positions},
+    gpt::{Experts, GptConfig, Positions},
 };
 
 /// What is read, for messages.
-const SUPPORTED: &str = "model_type gpt2, llama, mistral, qwen2 and qwen3";
+const SUPPORTED: &str = "model_type gpt2, llama, mistral, mixtral, qwen2 and qwen3";
 
 /// The largest size believed of a configuration, so that no table is allocated on its word alone.
 pub(super) const LARGEST: usize = 1 << 20;
 
 /// Whose code in `transformers` computes a model. All but the first share one layout of weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Family {
+pub(crate) enum Family {
     Gpt2,
     Llama,
     Mistral,
+    Mixtral,
     Qwen2,
     Qwen3,
 }
@@ -77,6 +78,10 @@ struct LlamaJson {
     use_sliding_window: bool,
     max_window_layers: Option<usize>,
     layer_types: Option<Vec<String>>,
+    #[serde(alias = "num_experts")]
+    num_local_experts: Option<usize>,
+    num_experts_per_tok: Option<usize>,
+    router_aux_loss_coef: Option<f64>,
 }
 
 fn gelu_new() -> String {
@@ -102,6 +107,7 @@ pub(super) fn read_config(path: &Path) -> Result<(Family, GptConfig), ModelError
         Some("gpt2") => (Family::Gpt2, gpt2(path, value)?),
         Some("llama") => (Family::Llama, llama(path, value, Family::Llama)?),
         Some("mistral") => (Family::Mistral, llama(path, value, Family::Mistral)?),
+        Some("mixtral") => (Family::Mixtral, llama(path, value, Family::Mixtral)?),
         Some("qwen2") => (Family::Qwen2, llama(path, value, Family::Qwen2)?),
         Some("qwen3") => (Family::Qwen3, llama(path, value, Family::Qwen3)?),
         other => {
@@ -117,6 +123,7 @@ pub(super) fn read_config(path: &Path) -> Result<(Family, GptConfig), ModelError
         config.mlp_width(),
         config.head_width(),
         config.n_heads,
+        config.experts.map_or(0, |experts| experts.count),
     ];
     match sizes.iter().find(|size| **size > LARGEST) {
         Some(size) => Err(unsupported(
@@ -192,6 +199,15 @@ fn llama(path: &Path, value: Value, family: Family) -> Result<GptConfig, ModelEr
         qkv_bias: unless(json.attention_bias || family == Family::Qwen2),
         proj_bias: unless(json.attention_bias),
         qk_norm: family == Family::Qwen3,
+        experts: (family == Family::Mixtral).then(|| {
+            let default = Experts::default();
+            Experts {
+                count: json.num_local_experts.unwrap_or(default.count),
+                active: json.num_experts_per_tok.unwrap_or(default.active),
+                balance: json.router_aux_loss_coef.unwrap_or(default.balance),
+                z: 0.0,
+            }
+        }),
         window,
         window_from,
         tied_head: json.tie_word_embeddings,
@@ -208,14 +224,14 @@ fn window(
     family: Family,
 ) -> Result<(Option<usize>, usize), ModelError> {
     let slides = match family {
-        Family::Mistral => true,
+        Family::Mistral | Family::Mixtral => true,
         Family::Qwen2 | Family::Qwen3 => json.use_sliding_window,
         Family::Gpt2 | Family::Llama => false,
     };
     let Some(window) = json.sliding_window.filter(|_| slides) else {
         return Ok((None, 0));
     };
-    if family == Family::Mistral {
+    if matches!(family, Family::Mistral | Family::Mixtral) {
         return Ok((Some(window), 0));
     }
     let from = json.max_window_layers.unwrap_or(0);
@@ -291,12 +307,19 @@ pub(super) fn family(config: &GptConfig, path: &Path) -> Result<Family, ModelErr
         ) if config.kv_heads() == config.n_heads
             && config.head_width() * config.n_heads == config.d_model
             && config.window.is_none()
-            && !config.qk_norm =>
+            && !config.qk_norm
+            && config.experts.is_none() =>
         {
             return Ok(Family::Gpt2);
         }
         (Positions::Rotary, NormKind::RmsNorm, MlpKind::Swiglu) => {
             match (config.qk_norm, config.window, biases) {
+                (false, _, (false, false, false))
+                    if config.experts.is_some() && config.window_from == 0 =>
+                {
+                    return Ok(Family::Mixtral);
+                }
+                _ if config.experts.is_some() => {}
                 (true, _, (qkv, proj, false)) if qkv == proj => return Ok(Family::Qwen3),
                 (false, None, (qkv, proj, _)) if qkv == proj => return Ok(Family::Llama),
                 (false, _, (true, false, false)) => return Ok(Family::Qwen2),
@@ -312,15 +335,20 @@ pub(super) fn family(config: &GptConfig, path: &Path) -> Result<Family, ModelErr
         .window
         .map_or(String::new(), |n| format!(", a window of {n}"));
     let norm = if config.qk_norm { ", qk_norm" } else { "" };
+    let experts = if config.experts.is_some() {
+        ", experts"
+    } else {
+        ""
+    };
     Err(ModelError::Unsupported {
         path: path.to_owned(),
         what: format!(
-            "a mix of {ours:?} with {} key heads, offsets {biases:?}{window}{norm}",
+            "a mix of {ours:?} with {} key heads, offsets {biases:?}{window}{norm}{experts}",
             config.kv_heads()
         ),
         supported: "learned positions, layer norm and gelu with as many key heads as heads \
                     (GPT-2); rotary positions, rms norm and swiglu (Llama), with a window \
-                    (Mistral), qkv_bias (Qwen2) or qk_norm (Qwen3)",
+                    (Mistral), experts (Mixtral), qkv_bias (Qwen2) or qk_norm (Qwen3)",
     })
 }
 
@@ -344,7 +372,7 @@ pub(super) fn config_json(config: &GptConfig, family: Family) -> Value {
             "embd_pdrop": config.dropout,
             "attn_pdrop": config.dropout,
         }),
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => {
+        Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen3 => {
             llama_json(config, family)
         }
     };
@@ -382,6 +410,7 @@ fn llama_json(config: &GptConfig, family: Family) -> Value {
     let mut put = |key: &str, value: Value| json[key] = value;
     let (model_type, architecture) = match family {
         Family::Mistral => ("mistral", "MistralForCausalLM"),
+        Family::Mixtral => ("mixtral", "MixtralForCausalLM"),
         Family::Qwen2 => ("qwen2", "Qwen2ForCausalLM"),
         Family::Qwen3 => ("qwen3", "Qwen3ForCausalLM"),
         Family::Llama | Family::Gpt2 => ("llama", "LlamaForCausalLM"),
@@ -395,6 +424,11 @@ fn llama_json(config: &GptConfig, family: Family) -> Value {
         put("mlp_bias", config.mlp_bias().into());
     } else {
         put("sliding_window", json!(config.window));
+    }
+    if let Some(experts) = &config.experts {
+        put("num_local_experts", experts.count.into());
+        put("num_experts_per_tok", experts.active.into());
+        put("router_aux_loss_coef", experts.balance.into());
     }
     if matches!(family, Family::Qwen2 | Family::Qwen3) {
         put("use_sliding_window", config.window.is_some().into());

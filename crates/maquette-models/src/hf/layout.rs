@@ -43,7 +43,9 @@ pub(super) fn full_name(name: String) -> String {
 pub(super) fn layout(config: &GptConfig, family: Family) -> Vec<Entry> {
     match family {
         Family::Gpt2 => gpt2_layout(config),
-        Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => llama_layout(config),
+        Family::Llama | Family::Mistral | Family::Mixtral | Family::Qwen2 | Family::Qwen3 => {
+            llama_layout(config)
+        }
     }
 }
 
@@ -159,9 +161,26 @@ fn llama_layout(config: &GptConfig) -> Vec<Entry> {
         );
         part("mlp_norm", &[("post_attention_layernorm", d)], None, false);
         let bias = config.mlp_bias();
-        part("mlp.gate", &[("mlp.gate_proj", d_ff)], Some(d), bias);
-        part("mlp.up", &[("mlp.up_proj", d_ff)], Some(d), bias);
-        part("mlp.down", &[("mlp.down_proj", d)], Some(d_ff), bias);
+        let Some(experts) = &config.experts else {
+            part("mlp.gate", &[("mlp.gate_proj", d_ff)], Some(d), bias);
+            part("mlp.up", &[("mlp.up_proj", d_ff)], Some(d), bias);
+            part("mlp.down", &[("mlp.down_proj", d)], Some(d_ff), bias);
+            continue;
+        };
+        let router = ("block_sparse_moe.gate", experts.count);
+        part("moe.router", &[router], Some(d), false);
+        for e in 0..experts.count {
+            let mut expert = |a: &str, b: &str, d_in, d_out| {
+                let (ours, theirs) = (
+                    format!("moe.experts.{e}.{a}"),
+                    format!("block_sparse_moe.experts.{e}.{b}"),
+                );
+                part(&ours, &[(theirs.as_str(), d_out)], Some(d_in), bias);
+            };
+            expert("gate", "w1", d, d_ff);
+            expert("up", "w3", d, d_ff);
+            expert("down", "w2", d_ff, d);
+        }
     }
     entries.push(Entry {
         ours: "norm.weight".into(),

@@ -22,8 +22,9 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
+pub(crate) use self::config::Family;
 use self::{
-    config::{Family, config_json, family, read_config},
+    config::{config_json, family, read_config},
     layout::{assemble, disassemble, full_name, layout, plain_name},
 };
 use crate::{
@@ -54,9 +55,21 @@ pub fn load(dir: &Path, device: &Device) -> Result<(GptConfig, Gpt), ModelError>
         theirs.remove("lm_head.weight");
     }
     check_depth(config.n_layers, &theirs, &path)?;
-    let ours = assemble(&layout(&config, family), theirs, &path)?;
-    let model = store::assign(config.init_empty(device), ours, &path)?;
+    let model = from_tensors(&config, family, theirs, &path, device)?;
     Ok((config, model))
+}
+
+/// A decoder out of tensors that are named and laid out as in a folder of its family; `path` is for
+/// errors.
+pub(crate) fn from_tensors(
+    config: &GptConfig,
+    family: Family,
+    tensors: Tensors,
+    path: &Path,
+    device: &Device,
+) -> Result<Gpt, ModelError> {
+    let ours = assemble(&layout(config, family), tensors, path)?;
+    store::assign(config.init_empty(device), ours, path)
 }
 
 /// Refuses more layers than there are tensors: a layer has several, so this bounds what a layout
@@ -96,6 +109,7 @@ fn read_weights(
     let WeightsIndex { weight_map } = read_json(&path)?;
     let corrupt = |reason: String| ModelError::Corrupt {
         path: path.clone(),
+        format: "safetensors",
         reason,
     };
     let announced: BTreeMap<String, &String> = weight_map
@@ -183,6 +197,16 @@ pub enum TokenIds {
     One(u32),
     /// Several.
     Many(Vec<u32>),
+}
+
+impl TokenIds {
+    /// All of them.
+    pub fn ids(&self) -> &[u32] {
+        match self {
+            Self::One(id) => std::slice::from_ref(id),
+            Self::Many(ids) => ids,
+        }
+    }
 }
 
 /// Reads `generation_config.json`; the default if the folder has none.

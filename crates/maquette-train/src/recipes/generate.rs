@@ -86,6 +86,19 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
     (job.say)("loading the model");
     let (_, model) = hf::load(&job.model, &job.device).map_err(TrainError::other)?;
     let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
+    let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
+    if known > rows {
+        return Err(TrainError::other(format!(
+            "{}: the tokenizer has {known} tokens, the model's embedding only {rows}; they do not \
+             belong together",
+            job.model.display()
+        )));
+    }
+    let mut options = job.text.options;
+    let defaults = hf::load_generation_config(&job.model).map_err(TrainError::other)?;
+    if let Some(end) = &defaults.eos_token_id {
+        options.end_tokens.extend(end.ids());
+    }
     let prompt = job.text.prompt.unwrap_or(default_prompt);
     let start = gpt::opening(&tokenizer, &prompt);
     let mut made = Vec::with_capacity(job.images.count);
@@ -97,7 +110,7 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
             &model,
             &tokenizer,
             &start,
-            &job.text.options,
+            &options,
             random,
             &mut *job.on_text,
         )

@@ -11,7 +11,7 @@ use maquette_data::{TokenSet, Tokenizer, Windows, stories, text};
 use maquette_eval::likelihood;
 use maquette_generate::text::{GenerateOptions, complete};
 use maquette_models::gpt::{Gpt, GptConfig};
-use maquette_models::hf;
+use maquette_models::{hf, nn::Routing};
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +19,8 @@ use super::{EvaluateJob, Job, Outcome, validate};
 use crate::files::write_atomic;
 use crate::spec::{Invalid, PublishedNumbers};
 use crate::{
-    Batch, BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec, Source,
-    Task, TrainError, fit,
+    Batch, BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec,
+    Source, Task, TrainError, fit,
 };
 
 /// Windows of held-out text that a streamed run is measured on, unless the recipe says otherwise.
@@ -263,7 +263,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let batches = |step: u64| text.batch(&recipe, step);
     let loss = |model: &Gpt, windows: Windows, _| {
         let (inputs, targets) = tensors(&windows, &device);
-        model.loss(inputs, targets).into()
+        let loss = model.training_loss(inputs, targets);
+        let mut parts = Vec::new();
+        if let (Some(balance), Some(z)) = (loss.balance(), loss.z()) {
+            parts = vec![("text", loss.text), ("balance", balance), ("router_z", z)];
+        }
+        Loss {
+            total: loss.total,
+            parts,
+        }
     };
     let task = Task::new(batches, loss)
         .counting((batch * seq_len) as f64, "tokens")
@@ -473,25 +481,75 @@ impl HeldOut<'_> {
             .unwrap_or(usize::MAX)
             .saturating_mul(seq_len);
         let (mut nats, mut count) = (0.0, 0usize);
+        let mut load = Load::default();
         for windows in self.tokens.coverage(ROWS, seq_len)? {
             if count >= limit {
                 break;
             }
             let (inputs, targets) = tensors(&windows, self.device);
             let tokens = windows.inputs.len();
-            nats += f64::from(model.loss(inputs, targets).into_scalar::<f32>()) * tokens as f64;
+            let loss = model.training_loss(inputs, targets);
+            nats += f64::from(loss.text.into_scalar::<f32>()) * tokens as f64;
             count += tokens;
+            load.add(&loss.routing, tokens);
         }
         let loss = nats / count as f64;
         let bytes = self.bytes as f64 * count as f64 / self.tokens.len() as f64;
-        Ok(Metrics::from([
+        let mut metrics = Metrics::from([
             ("loss".to_owned(), loss),
             ("perplexity".to_owned(), likelihood::perplexity(loss)),
             (
                 "bits_per_byte".to_owned(),
                 likelihood::bits_per_byte(nats, bytes.round() as usize)?,
             ),
-        ]))
+        ]);
+        metrics.extend(load.metrics());
+        Ok(metrics)
+    }
+}
+
+/// How often each expert of each block was chosen.
+#[derive(Default)]
+struct Load(Vec<Vec<f64>>);
+
+impl Load {
+    /// An expert that gets less than this share of an even load is idle.
+    const IDLE: f64 = 0.1;
+
+    fn add(&mut self, routing: &[Routing], tokens: usize) {
+        self.0.resize(routing.len(), Vec::new());
+        for (block, routing) in self.0.iter_mut().zip(routing) {
+            block.resize(routing.shares.len(), 0.0);
+            for (sum, share) in block.iter_mut().zip(&routing.shares) {
+                *sum += f64::from(*share) * tokens as f64;
+            }
+        }
+    }
+
+    /// `experts_used`: the exponential of the entropy of the load over the number of experts, mean
+    /// over the blocks, 1 when it is even; `experts_idle`: how many get next to nothing, in all
+    /// blocks. Nothing without experts.
+    fn metrics(&self) -> Metrics {
+        let (mut used, mut idle) = (0.0, 0usize);
+        for block in &self.0 {
+            let total: f64 = block.iter().sum();
+            let shares = block.iter().map(|count| count / total);
+            let nats: f64 = shares
+                .clone()
+                .filter(|p| *p > 0.0)
+                .map(|p| -p * p.ln())
+                .sum();
+            used += nats.exp() / block.len() as f64;
+            let even = 1.0 / block.len() as f64;
+            idle += shares.filter(|share| *share < Self::IDLE * even).count();
+        }
+        if self.0.is_empty() {
+            return Metrics::new();
+        }
+        Metrics::from([
+            ("experts_used".to_owned(), used / self.0.len() as f64),
+            ("experts_idle".to_owned(), idle as f64),
+        ])
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod bench;
 pub(crate) mod completions;
+pub(crate) mod convert;
 pub(crate) mod device;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;

@@ -76,7 +76,14 @@ impl TrainingLine {
             Event::Started { step, .. } => self.note(&format!("continuing after step {step}")),
             Event::Step(progress) => self.step(progress),
             Event::Validated { step, metrics } => {
-                self.note(&format!("step {step}: {}", listed(metrics)))
+                self.note(&format!("step {step}: {}", listed(metrics)));
+                let idle = metrics.get("experts_idle").copied().unwrap_or(0.0);
+                if idle > 0.0 {
+                    self.note(&format!(
+                        "warning: {idle} experts get less than a tenth of an even load; raise \
+                         model.experts.balance"
+                    ));
+                }
             }
             Event::Sampled { step, path } => {
                 self.note(&format!("step {step}: samples in {}", path.display()))

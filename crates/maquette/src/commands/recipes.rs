@@ -33,6 +33,7 @@ built_in![
     "shakespeare-bpe",
     "shakespeare-char",
     "stories",
+    "stories-experts",
     "stories-streaming",
     "swiss-roll",
     "vae-glyphs",
