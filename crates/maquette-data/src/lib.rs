@@ -19,6 +19,7 @@ mod augment;
 mod error;
 pub mod glyphs;
 pub mod images;
+pub mod masking;
 mod normalize;
 mod order;
 pub mod points;

@@ -6,6 +6,7 @@
 pub mod bert;
 pub mod classifier;
 pub mod diffusion;
+pub mod encoder_decoder;
 pub mod error;
 pub mod gpt;
 pub mod hf;
@@ -21,6 +22,7 @@ pub use diffusion::{
     mlp::{DenoiserMlp, DenoiserMlpConfig},
     unet::{UNet, UNetConfig},
 };
+pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use error::ModelError;
 pub use gpt::{Gpt, GptConfig};
 pub use maquette_nn as nn;

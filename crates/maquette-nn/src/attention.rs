@@ -229,6 +229,83 @@ impl Attention {
     }
 }
 
+/// Attention of one text to another (Vaswani et al. 2017, section 3.2.3).
+#[derive(Module, Debug)]
+pub struct CrossAttention {
+    /// `[d_model, n_heads d_head]`.
+    pub q: Linear,
+    /// `[d_model, 2 n_heads d_head]`: all keys, then all values.
+    pub kv: Linear,
+    /// `[n_heads d_head, d_model]`.
+    pub proj: Linear,
+    dropout: Dropout,
+    n_heads: usize,
+    d_head: usize,
+    #[module(skip)]
+    scale: Option<f64>,
+}
+
+impl AttentionConfig {
+    /// The same between two texts; of `n_kv_heads`, `qk_norm` and `window` it knows nothing.
+    pub fn init_cross(&self, device: &Device) -> CrossAttention {
+        let linear =
+            |d_in, d_out, bias| LinearConfig::new(d_in, d_out).with_bias(bias).init(device);
+        let width = self.n_heads * self.d_head;
+        CrossAttention {
+            q: linear(self.d_model, width, self.qkv_bias),
+            kv: linear(self.d_model, 2 * width, self.qkv_bias),
+            proj: linear(width, self.d_model, self.proj_bias),
+            dropout: Dropout::new(self.dropout),
+            n_heads: self.n_heads,
+            d_head: self.d_head,
+            scale: self.scale,
+        }
+    }
+}
+
+impl CrossAttention {
+    /// Keys and values of the text attended to, computed once for all that attend to it.
+    ///
+    /// # Shapes
+    /// - memory: `[batch, seen, d_model]`
+    /// - output: `[batch, n_heads, seen, d_head]` each
+    pub fn remember(&self, memory: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
+        let kv = self.kv.forward(memory);
+        let width = self.n_heads * self.d_head;
+        let part = |first| split_heads(kv.clone().narrow(2, first, width), self.n_heads);
+        (part(0), part(width))
+    }
+
+    /// # Shapes
+    /// - input, output: `[batch, seq, d_model]`
+    /// - remembered: see [`CrossAttention::remember`]
+    /// - bias: added to the scores, `[batch or 1, n_heads or 1, seq or 1, seen]`
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        remembered: &(Tensor<4>, Tensor<4>),
+        bias: Option<Tensor<4>>,
+    ) -> Tensor<3> {
+        let q = split_heads(self.q.forward(x), self.n_heads);
+        let (k, v) = remembered.clone();
+        let mixed = match bias {
+            None => {
+                let options = AttentionOptions {
+                    scale: self.scale.map(|scale| scale as f32),
+                    dropout: self.dropout.draw(&q.device()),
+                    ..AttentionOptions::full(self.n_heads, self.n_heads)
+                };
+                attention(q, k, v, options)
+            }
+            Some(bias) => {
+                let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
+                attend(q * scale, k, v, bias, &self.dropout)
+            }
+        };
+        self.proj.forward(merge_heads(mixed))
+    }
+}
+
 /// `[batch, seq, heads d_head]` as `[batch, heads, seq, d_head]`.
 fn split_heads(x: Tensor<3>, heads: usize) -> Tensor<4> {
     let [batch, seq, width] = x.dims();

@@ -25,7 +25,7 @@ pub use maquette_kernels::{
     leaky_relu, linear as project, optimizer, relu, silu,
 };
 
-pub use attention::{Attention, AttentionConfig, KvCache};
+pub use attention::{Attention, AttentionConfig, CrossAttention, KvCache};
 pub use conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::Dropout;
 pub use ema::Ema;

@@ -53,6 +53,43 @@ pub fn alibi(n_heads: usize, seq: usize, past: usize, device: &Device) -> Tensor
     Tensor::from_data(TensorData::new(values, [1, n_heads, seq, seen]), device)
 }
 
+/// The bucket of every distance between `seq` queries after `past` positions and the `seen` keys
+/// (Raffel et al. 2020, arXiv:1910.10683, section 2.1): half of the buckets for single distances,
+/// the others for ever wider ranges up to `max_distance`. Where queries see both sides, keys to
+/// their right have buckets of their own.
+///
+/// Row by row, `seq * seen` in all.
+pub fn relative_buckets(
+    n_buckets: usize,
+    max_distance: usize,
+    both_sides: bool,
+    seq: usize,
+    past: usize,
+    seen: usize,
+) -> Vec<i32> {
+    let n = if both_sides { n_buckets / 2 } else { n_buckets };
+    let exact = n / 2;
+    let bucket = |query: usize, key: usize| {
+        let right = key > query;
+        let distance = if right && !both_sides {
+            0
+        } else {
+            query.abs_diff(key)
+        };
+        let near = if distance < exact {
+            distance
+        } else {
+            let range = (max_distance as f32 / exact as f32).ln();
+            let far = (distance as f32 / exact as f32).ln() / range * (n - exact) as f32;
+            (exact + far as usize).min(n - 1)
+        };
+        (near + if right && both_sides { n } else { 0 }) as i32
+    };
+    (past..past + seq)
+        .flat_map(|query| (0..seen).map(move |key| bucket(query, key)))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -73,6 +110,18 @@ mod tests {
         assert_eq!(alibi_slopes(8), eight);
         let three = alibi_slopes(3);
         assert_eq!(three, [0.0625, 0.003_906_25, 0.25]);
+    }
+
+    #[test]
+    fn distances_fall_into_buckets() {
+        // Eight buckets, up to distance 16: 0 to 3 alone, then up to 5, 7, 11 and beyond.
+        let back = relative_buckets(8, 16, false, 1, 20, 21);
+        let expected = [
+            7, 7, 7, 7, 7, 7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 4, 4, 3, 2, 1, 0,
+        ];
+        assert_eq!(back, expected);
+        assert_eq!(relative_buckets(8, 16, true, 1, 1, 4), [1, 0, 5, 6]);
+        assert_eq!(relative_buckets(8, 16, false, 1, 0, 2), [0, 0]);
     }
 
     #[test]

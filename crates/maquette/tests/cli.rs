@@ -563,6 +563,68 @@ fn a_picture_is_replayed_byte_for_byte() {
 }
 
 #[test]
+fn experts_are_trained_and_their_load_is_told() {
+    let bench = Bench::new();
+    let recipe = TINY_GPT.replace(
+        "d_model = 16",
+        "d_model = 16\nbias = false\ntied_head = false\npositions = \"rotary\"\nnorm = \"rms-norm\"\n\
+         mlp = \"swiglu\"\nexperts = { count = 3, active = 2 }",
+    );
+    bench.write("experts.toml", &recipe);
+    let json = bench
+        .run("train experts.toml --json --out run")
+        .succeeds()
+        .json();
+    let used = json["metrics"]["validation_experts_used"].as_f64().unwrap();
+    assert!(0.0 < used && used <= 1.0 + 1e-9, "{used}");
+    let config = fs::read_to_string(bench.path("run/config.json")).unwrap();
+    assert!(config.contains("MixtralForCausalLM"), "{config}");
+    bench
+        .run("generate run --prompt a --max-tokens 3 --json")
+        .succeeds();
+    // Converting a folder keeps its weights.
+    bench.run("convert run copy").succeeds();
+    assert_eq!(bench.weights("run"), bench.weights("copy"));
+    bench
+        .run("convert run/tokenizer.json copy")
+        .fails(2, &["neither a folder nor a .bin"]);
+}
+
+#[test]
+fn masked_words_are_guessed() {
+    let bench = Bench::new();
+    let recipe = TINY_GPT
+        .replace("family = \"gpt\"", "family = \"bert\"")
+        .replace(
+            "kind = \"char\"",
+            "kind = \"word-piece\"\nvocab_size = 200\nspecial_tokens = [\"[UNK]\", \"[MASK]\"]",
+        );
+    let (recipe, _) = recipe.split_once("[sample]").unwrap();
+    bench.write("bert.toml", recipe);
+    let json = bench
+        .run("train bert.toml --json --out run")
+        .succeeds()
+        .json();
+    for name in [
+        "test_loss",
+        "test_accuracy",
+        "unigram_loss",
+        "bigram_accuracy",
+    ] {
+        assert!(json["metrics"][name].is_f64(), "{name}: {json}");
+    }
+    let again = bench.run("evaluate run --json").succeeds().json();
+    assert_eq!(again["metrics"]["test_loss"], json["metrics"]["test_loss"]);
+    assert_eq!(
+        again["metrics"]["bigram_loss"],
+        json["metrics"]["bigram_loss"]
+    );
+    bench
+        .run("generate run")
+        .fails(1, &["guesses hidden words"]);
+}
+
+#[test]
 fn tokenizers_round_trip() {
     let bench = Bench::new();
     bench.write(
@@ -736,6 +798,7 @@ fn doctor_list_help_and_completions() {
         "generate",
         "evaluate",
         "tokenizer",
+        "convert",
         "lab",
         "list",
         "doctor",

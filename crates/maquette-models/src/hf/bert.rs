@@ -12,7 +12,7 @@ use super::{
     CONFIG, WEIGHTS,
     config::LARGEST,
     layout::{Entry, assemble, disassemble},
-    read_json, read_weights, write_json,
+    read_model, read_weights, write_json,
 };
 use crate::{
     bert::{Bert, BertConfig, BertHead},
@@ -26,7 +26,6 @@ const SUPPORTED: &str = "model_type bert with absolute positions, gelu or relu, 
 
 #[derive(Deserialize)]
 struct BertJson {
-    model_type: Option<String>,
     architectures: Option<Vec<String>>,
     vocab_size: usize,
     hidden_size: usize,
@@ -68,11 +67,7 @@ fn read_config(path: &Path) -> Result<BertConfig, ModelError> {
         what,
         supported: SUPPORTED,
     };
-    let json: BertJson = read_json(path)?;
-    let model_type = json.model_type.unwrap_or_else(|| "(absent)".into());
-    if model_type != "bert" {
-        return Err(unsupported(format!("model_type {model_type}")));
-    }
+    let json: BertJson = read_model(path, "bert", SUPPORTED)?;
     let positions = json.position_embedding_type.unwrap_or("absolute".into());
     if positions != "absolute" {
         return Err(unsupported(format!("position_embedding_type {positions}")));

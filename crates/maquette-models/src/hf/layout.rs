@@ -266,6 +266,16 @@ impl Entry {
         })
     }
 
+    /// `[d_out, d_in]` matrices without offsets, side by side.
+    pub(super) fn matrices(ours: &str, d_in: usize, theirs: Vec<(String, usize)>) -> Self {
+        Self {
+            ours: ours.to_owned(),
+            theirs,
+            rows: Some(d_in),
+            transposed: true,
+        }
+    }
+
     pub(super) fn matrix<const N: usize>(
         ours: &str,
         rows: usize,

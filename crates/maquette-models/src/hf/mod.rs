@@ -9,8 +9,10 @@
 mod bert;
 mod config;
 mod layout;
+mod t5;
 
 pub use bert::{load_bert, save_bert};
+pub use t5::{load_t5, save_t5};
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -93,6 +95,24 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
 #[derive(Deserialize)]
 struct WeightsIndex {
     weight_map: BTreeMap<String, String>,
+}
+
+/// A `config.json` of one model type.
+fn read_model<T: DeserializeOwned>(
+    path: &Path,
+    model_type: &str,
+    supported: &'static str,
+) -> Result<T, ModelError> {
+    let value: Value = read_json(path)?;
+    let found = value.get("model_type").and_then(Value::as_str);
+    if found != Some(model_type) {
+        return Err(ModelError::Unsupported {
+            path: path.to_owned(),
+            what: format!("model_type {}", found.unwrap_or("(absent)")),
+            supported,
+        });
+    }
+    serde_json::from_value(value).map_err(ModelError::json(path))
 }
 
 /// All weights of a folder under the names that `rename` gives them, and the file that names them.

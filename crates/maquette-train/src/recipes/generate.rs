@@ -77,6 +77,10 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         Family::Classifier => Err(TrainError::other(
             "a classifier generates nothing; `maquette evaluate` measures it",
         )),
+        Family::Bert => Err(TrainError::other(
+            "a masked language model guesses hidden words and writes none; `maquette evaluate` \
+             measures it",
+        )),
         Family::Points => points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
     }

@@ -3,6 +3,7 @@
 //! Each reads top to bottom: data, model, optimiser, loop, save, measure. What they share is here:
 //! the job, the run folder it opens, and the choice of the family.
 
+pub mod bert;
 pub mod classifier;
 pub mod diffusion;
 pub mod generate;
@@ -36,6 +37,8 @@ use crate::{
 pub enum Family {
     /// Autoregressive transformer on text.
     Gpt,
+    /// Masked language model on text.
+    Bert,
     /// Variational autoencoder on images.
     Vae,
     /// Denoising diffusion on images.
@@ -51,6 +54,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
     (
         "gpt",
         "decoder-only transformer (GPT-2 and Llama forms) on text",
+    ),
+    (
+        "bert",
+        "transformer encoder that guesses masked words of a text",
     ),
     (
         "vae",
@@ -76,6 +83,7 @@ impl Family {
         let name = source.top("family")?;
         match name.as_str() {
             "gpt" => Ok(Self::Gpt),
+            "bert" => Ok(Self::Bert),
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
@@ -148,6 +156,7 @@ impl Estimate {
 pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
     match Family::of(&job.source)? {
         Family::Gpt => gpt::train(job),
+        Family::Bert => bert::train(job),
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
@@ -178,6 +187,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let wanted = job.metrics.clone();
     let all = match Family::of(&source)? {
         Family::Gpt => gpt::evaluate(&source, job)?,
+        Family::Bert => bert::evaluate(&source, job)?,
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,
