@@ -1,6 +1,7 @@
 //! Batch normalisation with its activation in the same pass (Ioffe and Szegedy 2015,
 //! arXiv:1502.03167).
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
@@ -15,7 +16,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::activation::Activation;
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{sum, vectorized};
 use crate::group_norm::{Line, Moments, gradient_sums, input_gradient};
 use crate::shared::Shared;
@@ -243,9 +244,7 @@ fn forward(
     let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
     let (isa, len) = (Isa::detect(), options.plane());
     let count = (options.shape[0] * len) as f64;
-    let mut out = vec![0.0; x.len()];
-    let shared = Shared::new(&mut out);
-    let channel = |channel: usize| {
+    let channel = |shared: Shared, channel: usize| {
         let planes = || options.planes(channel).map(|start| &x[start..][..len]);
         let total: f64 = planes().map(|x| f64::from(plain_sum(isa, x))).sum();
         let mean = (total / count) as f32;
@@ -256,12 +255,19 @@ fn forward(
         let line = Line::new(moments, gamma[channel], beta[channel]);
         for (x, start) in planes().zip(options.planes(channel)) {
             // SAFETY: `out` lives on, and the planes of a channel are its task's own.
-            let out = unsafe { shared.part(start, len) };
+            let out = unsafe { shared.unwritten_part(start, len) };
             line.apply(isa, options.activation, x, out);
         }
         Channel { moments, variance }
     };
-    let channels = (0..options.shape[1]).into_par_iter().map(channel).collect();
+    let mut channels = Vec::new();
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let shared = Shared::unwritten(out);
+        let all = (0..options.shape[1]).into_par_iter();
+        channels = all.map(|index| channel(shared, index)).collect();
+    };
+    // SAFETY: the planes of the channels are the whole, and each is written.
+    let out = unsafe { written(x.len(), write) };
     (flex_tensor(out, &options.shape), channels)
 }
 

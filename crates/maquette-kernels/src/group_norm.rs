@@ -1,5 +1,6 @@
 //! Group normalisation with its activation in the same pass (Wu and He 2018, arXiv:1803.08494).
 
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use burn::backend::autodiff::NodeId;
@@ -14,7 +15,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::activation::Activation;
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{sigmoid, sum, vectorized};
 use crate::simd::Isa;
 
@@ -240,22 +241,23 @@ fn forward(
     let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
     let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
     let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
-    let mut out = vec![0.0; x.len()];
-    let moments = out
-        .par_chunks_mut(len)
-        .zip(x.par_chunks(len))
-        .enumerate()
-        .map(|(task, (out, x))| {
-            let moments = moments(isa, x, geometry.options.epsilon);
-            let (gamma, beta) = (geometry.of_task(gamma, task), geometry.of_task(beta, task));
-            let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
-            for ((out, x), (gamma, beta)) in channels.zip(gamma.iter().zip(beta)) {
-                let line = Line::new(moments, *gamma, *beta);
-                line.apply(isa, geometry.options.activation, x, out);
-            }
-            moments
-        })
-        .collect();
+    let task = |(task, (out, x)): (usize, (&mut [MaybeUninit<f32>], &[f32]))| {
+        let moments = moments(isa, x, geometry.options.epsilon);
+        let (gamma, beta) = (geometry.of_task(gamma, task), geometry.of_task(beta, task));
+        let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
+        for ((out, x), (gamma, beta)) in channels.zip(gamma.iter().zip(beta)) {
+            let line = Line::new(moments, *gamma, *beta);
+            line.apply(isa, geometry.options.activation, x, out);
+        }
+        moments
+    };
+    let mut moments = Vec::new();
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let tasks = out.par_chunks_mut(len).zip(x.par_chunks(len)).enumerate();
+        moments = tasks.map(task).collect();
+    };
+    // SAFETY: the groups are the whole, and every channel of each is written.
+    let out = unsafe { written(x.len(), write) };
     (flex_tensor(out, &geometry.shape), moments)
 }
 
@@ -276,7 +278,13 @@ impl Line {
     }
 
     /// `out = activation(z)`
-    pub(crate) fn apply(self, isa: Isa, activation: Activation, x: &[f32], out: &mut [f32]) {
+    pub(crate) fn apply(
+        self,
+        isa: Isa,
+        activation: Activation,
+        x: &[f32],
+        out: &mut [MaybeUninit<f32>],
+    ) {
         match activation {
             Activation::Identity => apply(isa, self, x, out),
             Activation::Relu => apply_relu(isa, self, x, out),
@@ -312,37 +320,37 @@ vectorized! {
 }
 
 vectorized! {
-    fn apply(line: Line, x: &[f32], out: &mut [f32]) {
+    fn apply(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
-            *out = line.slope * x + line.offset;
+            out.write(line.slope * x + line.offset);
         }
     }
 }
 
 vectorized! {
-    fn apply_relu(line: Line, x: &[f32], out: &mut [f32]) {
+    fn apply_relu(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
             // A NaN stays one.
-            *out = if z < 0.0 { 0.0 } else { z };
+            out.write(if z < 0.0 { 0.0 } else { z });
         }
     }
 }
 
 vectorized! {
-    fn apply_leaky_relu(line: Line, slope: f32, x: &[f32], out: &mut [f32]) {
+    fn apply_leaky_relu(line: Line, slope: f32, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
-            *out = z * if z > 0.0 { 1.0 } else { slope };
+            out.write(z * if z > 0.0 { 1.0 } else { slope });
         }
     }
 }
 
 vectorized! {
-    fn apply_silu(line: Line, x: &[f32], out: &mut [f32]) {
+    fn apply_silu(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         for (out, x) in out.iter_mut().zip(x) {
             let z = line.slope * x + line.offset;
-            *out = z * sigmoid(z);
+            out.write(z * sigmoid(z));
         }
     }
 }

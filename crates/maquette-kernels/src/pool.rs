@@ -1,5 +1,7 @@
 //! Between resolutions without weights: pooling, and repetition of pixels.
 
+use std::mem::MaybeUninit;
+
 use burn::backend::autodiff::NodeId;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -12,7 +14,7 @@ use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{GRAIN, vectorized};
 use crate::simd::Isa;
 
@@ -46,6 +48,14 @@ impl Windows {
             "pooling: {self:?} do not fit {size} pixels"
         );
         (padded - self.side) / self.stride + 1
+    }
+
+    /// Whether they are four pixels each, and cover the image.
+    fn are_quads(&self, geometry: &Geometry) -> bool {
+        let even = geometry.shape[2..]
+            .iter()
+            .all(|size| size.is_multiple_of(2));
+        (self.side, self.stride, self.padding) == (2, 2, 0) && even
     }
 
     /// The pixels, of `size`, in window `index` of an axis.
@@ -174,6 +184,26 @@ impl Geometry {
     }
 }
 
+impl Geometry {
+    /// One plane, all of whose output is written.
+    fn forward(&self, isa: Isa, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        let width = self.shape[3];
+        match self.resample {
+            Resample::Max(windows) if windows.are_quads(self) => max_quads(isa, x, width, out),
+            Resample::Max(windows) => each_window(self, windows, |i, rows, cols| {
+                out[i].write(x[largest(x, width, rows, cols)]);
+            }),
+            Resample::Mean(windows) if windows.are_quads(self) => mean_quads(isa, x, width, out),
+            Resample::Mean(windows) => each_window(self, windows, |i, rows, cols| {
+                let rows = rows.map(|row| &x[row * width..][cols.clone()]);
+                let total: f32 = rows.flatten().sum();
+                out[i].write(total / (windows.side * windows.side) as f32);
+            }),
+            Resample::Repeat(factor) => repeat(isa, x, width, factor, out),
+        }
+    }
+}
+
 /// Resampling as Burn's dispatch sees it.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedResample: Backend {
@@ -187,29 +217,17 @@ impl FusedResample for Flex {
         let x: &[f32] = x.storage();
         let (from, to, planes) = geometry.lens();
         let isa = Isa::detect();
-        let mut out = vec![0.0; x.len() / from * to];
-        out.par_chunks_mut(planes * to)
-            .zip(x.par_chunks(planes * from))
-            .for_each(|(out, x)| {
-                for (out, x) in out.chunks_exact_mut(to).zip(x.chunks_exact(from)) {
-                    match geometry.resample {
-                        Resample::Max(windows) => {
-                            each_window(&geometry, windows, |i, rows, cols| {
-                                out[i] = x[largest(x, geometry.shape[3], rows, cols)];
-                            })
-                        }
-                        Resample::Mean(windows) => {
-                            each_window(&geometry, windows, |i, rows, cols| {
-                                let rows =
-                                    rows.map(|row| &x[row * geometry.shape[3]..][cols.clone()]);
-                                let total: f32 = rows.flatten().sum();
-                                out[i] = total / (windows.side * windows.side) as f32;
-                            })
-                        }
-                        Resample::Repeat(factor) => repeat(isa, x, geometry.shape[3], factor, out),
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            out.par_chunks_mut(planes * to)
+                .zip(x.par_chunks(planes * from))
+                .for_each(|(out, x)| {
+                    for (out, x) in out.chunks_exact_mut(to).zip(x.chunks_exact(from)) {
+                        geometry.forward(isa, x, out);
                     }
-                }
-            });
+                });
+        };
+        // SAFETY: every number of every plane is written.
+        let out = unsafe { written(x.len() / from * to, write) };
         flex_tensor(out, &geometry.output_shape())
     }
 }
@@ -264,6 +282,13 @@ impl Backward<Flex, 1> for ResampleBackward {
                 let parts = out.chunks_exact_mut(from).zip(grad.chunks_exact(to));
                 for (plane, (out, grad)) in parts.enumerate() {
                     match geometry.resample {
+                        Resample::Max(windows) if windows.are_quads(&geometry) => {
+                            let x = &x[(task * planes + plane) * from..][..from];
+                            max_quads_gradient(isa, x, width, grad, out);
+                        }
+                        Resample::Mean(windows) if windows.are_quads(&geometry) => {
+                            mean_quads_gradient(isa, width, grad, out);
+                        }
                         Resample::Max(windows) => {
                             let x = &x[(task * planes + plane) * from..][..from];
                             each_window(&geometry, windows, |i, rows, cols| {
@@ -314,18 +339,90 @@ fn largest(x: &[f32], width: usize, rows: Pixels, cols: Pixels) -> usize {
     best
 }
 
+/// Of four pixels the largest, and whether it is each of them: the first of equals, a NaN before
+/// any number.
+#[inline(always)]
+fn largest_of(quad: [f32; 4]) -> (f32, [bool; 4]) {
+    let above = |a: f32, b: f32| b > a || (b.is_nan() && !a.is_nan());
+    let [a, b, c, d] = quad;
+    let (right, below) = (above(a, b), above(c, d));
+    let (top, bottom) = (if right { b } else { a }, if below { d } else { c });
+    let lower = above(top, bottom);
+    let best = if lower { bottom } else { top };
+    let which = [
+        !lower & !right,
+        !lower & right,
+        lower & !below,
+        lower & below,
+    ];
+    (best, which)
+}
+
 vectorized! {
-    fn repeat(x: &[f32], width: usize, factor: usize, out: &mut [f32]) {
+    fn max_quads(x: &[f32], width: usize, out: &mut [MaybeUninit<f32>]) {
+        for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width / 2)) {
+            let (top, bottom) = x.split_at(width);
+            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+            for (out, (a, b)) in out.iter_mut().zip(pairs) {
+                out.write(largest_of([a[0], a[1], b[0], b[1]]).0);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn max_quads_gradient(x: &[f32], width: usize, grad: &[f32], out: &mut [f32]) {
+        let rows = x.chunks_exact(2 * width).zip(grad.chunks_exact(width / 2));
+        for ((x, grad), out) in rows.zip(out.chunks_exact_mut(2 * width)) {
+            let (top, bottom) = x.split_at(width);
+            let (upper, lower) = out.split_at_mut(width);
+            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+            let to = upper.as_chunks_mut::<2>().0.iter_mut().zip(lower.as_chunks_mut::<2>().0);
+            for (((a, b), (upper, lower)), grad) in pairs.zip(to).zip(grad) {
+                let which = largest_of([a[0], a[1], b[0], b[1]]).1;
+                let share = which.map(|which| if which { *grad } else { 0.0 });
+                (upper[0], upper[1], lower[0], lower[1]) = (share[0], share[1], share[2], share[3]);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn mean_quads(x: &[f32], width: usize, out: &mut [MaybeUninit<f32>]) {
+        for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width / 2)) {
+            let (top, bottom) = x.split_at(width);
+            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
+            for (out, (a, b)) in out.iter_mut().zip(pairs) {
+                out.write((a[0] + a[1] + b[0] + b[1]) / 4.0);
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn mean_quads_gradient(width: usize, grad: &[f32], out: &mut [f32]) {
+        for (grad, out) in grad.chunks_exact(width / 2).zip(out.chunks_exact_mut(2 * width)) {
+            for row in out.chunks_exact_mut(width) {
+                for (out, grad) in row.as_chunks_mut::<2>().0.iter_mut().zip(grad) {
+                    *out = [grad / 4.0; 2];
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn repeat(x: &[f32], width: usize, factor: usize, out: &mut [MaybeUninit<f32>]) {
         let wide = width * factor;
         for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(factor * wide)) {
             let (first, rest) = out.split_at_mut(wide);
             if factor == 2 {
-                for (out, x) in first.chunks_exact_mut(2).zip(x) {
-                    (out[0], out[1]) = (*x, *x);
+                for (out, x) in first.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+                    *out = [MaybeUninit::new(*x); 2];
                 }
             } else {
                 for (out, x) in first.chunks_exact_mut(factor).zip(x) {
-                    out.fill(*x);
+                    out.fill(MaybeUninit::new(*x));
                 }
             }
             rest.chunks_exact_mut(wide).for_each(|row| row.copy_from_slice(first));

@@ -1,5 +1,7 @@
 //! Memory that tasks write disjoint parts of.
 
+use std::mem::MaybeUninit;
+
 /// A slice of which each task writes its own floats, whichever they are.
 #[derive(Clone, Copy)]
 pub(crate) struct Shared {
@@ -16,6 +18,14 @@ impl Shared {
     pub(crate) fn new(values: &mut [f32]) -> Self {
         Self {
             data: values.as_mut_ptr(),
+            len: values.len(),
+        }
+    }
+
+    /// Of memory that is written before it is read.
+    pub(crate) fn unwritten(values: &mut [MaybeUninit<f32>]) -> Self {
+        Self {
+            data: values.as_mut_ptr().cast(),
             len: values.len(),
         }
     }
@@ -45,5 +55,22 @@ impl Shared {
         assert!(start + len <= self.len, "outside of the shared memory");
         // SAFETY: inside the memory; the rest is the caller's.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(start), len) }
+    }
+
+    /// `len` floats from `start` on, which need not have been written.
+    ///
+    /// # Safety
+    /// As [`Self::part`].
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub(crate) unsafe fn unwritten_part<'a>(
+        self,
+        start: usize,
+        len: usize,
+    ) -> &'a mut [MaybeUninit<f32>] {
+        assert!(start + len <= self.len, "outside of the shared memory");
+        // SAFETY: inside the memory; the rest is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.data.add(start).cast(), len) }
     }
 }

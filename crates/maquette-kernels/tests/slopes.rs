@@ -195,24 +195,26 @@ fn tables() {
 
 #[test]
 fn resampling() {
-    let shape @ [batch, channels, height, width] = [2, 3, 5, 4];
-    let len = batch * channels * height * width;
-    let overlapping = Windows {
-        side: 3,
-        stride: 2,
-        padding: 1,
-    };
-    for windows in [Windows::tiles(2), overlapping] {
-        assert_slopes(&format!("maximum, {windows:?}"), &[len], 2.0, |x| {
-            max_pool2d(x[0].clone().reshape(shape), windows).reshape([-1])
-        });
-        assert_slopes(&format!("mean, {windows:?}"), &[len], 2.0, |x| {
-            avg_pool2d(x[0].clone().reshape(shape), windows).reshape([-1])
-        });
-    }
-    for factor in [1, 2, 3] {
-        assert_slopes(&format!("repetition, {factor}"), &[len], 2.0, |x| {
-            upsample_nearest2d(x[0].clone().reshape(shape), factor).reshape([-1])
-        });
+    // Odd sizes, and even ones, of which two by two is done apart.
+    for shape in [[2, 3, 5, 4], [2, 3, 4, 6]] {
+        let len = shape.iter().product();
+        let overlapping = Windows {
+            side: 3,
+            stride: 2,
+            padding: 1,
+        };
+        for windows in [Windows::tiles(2), overlapping] {
+            assert_slopes(&format!("maximum, {windows:?}"), &[len], 2.0, |x| {
+                max_pool2d(x[0].clone().reshape(shape), windows).reshape([-1])
+            });
+            assert_slopes(&format!("mean, {windows:?}"), &[len], 2.0, |x| {
+                avg_pool2d(x[0].clone().reshape(shape), windows).reshape([-1])
+            });
+        }
+        for factor in [1, 2, 3] {
+            assert_slopes(&format!("repetition, {factor}"), &[len], 2.0, |x| {
+                upsample_nearest2d(x[0].clone().reshape(shape), factor).reshape([-1])
+            });
+        }
     }
 }

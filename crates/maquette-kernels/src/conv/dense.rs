@@ -1,8 +1,11 @@
 //! Convolutions that are matrix products: a kernel of one pixel, and one as large as the image.
 
+use std::mem::MaybeUninit;
+
 use rayon::prelude::*;
 
 use super::Geometry;
+use crate::dispatch::written;
 use crate::gemm::product_here;
 use crate::matrix::{Into, Matrix, multiply};
 use crate::precision::Precision;
@@ -60,9 +63,7 @@ fn each_image(
     let precision = geometry.precision;
     let images = values.len() / (from * pixels);
     let blocks = pixels.div_ceil(COLUMNS);
-    let mut out = vec![0.0; images * to * pixels];
-    let shared = Shared::new(&mut out);
-    (0..images * blocks).into_par_iter().for_each(|task| {
+    let task = |shared: Shared, task: usize| {
         let (image, col) = (task / blocks, task % blocks * COLUMNS);
         let width = COLUMNS.min(pixels - col);
         let start = image * to * pixels + col;
@@ -73,8 +74,14 @@ fn each_image(
             let values = Matrix::of(values, start, [from, width], pixels);
             multiply_in(precision, out, Into::Replace, matrix(), values);
         }
-    });
-    out
+    };
+    let write = |out: &mut [MaybeUninit<f32>]| {
+        let shared = Shared::unwritten(out);
+        let tasks = (0..images * blocks).into_par_iter();
+        tasks.for_each(|index| task(shared, index));
+    };
+    // SAFETY: the tasks together write every column of every image.
+    unsafe { written(images * to * pixels, write) }
 }
 
 /// `sum over images of grad x^T`

@@ -1,5 +1,6 @@
 //! Correlating the grid of an image with transformed weights.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -10,6 +11,7 @@ use super::product::Products;
 use super::tiles::{Read, Tiles, Write};
 use super::transform::{self, OUTPUTS};
 use super::{SKEW, padded};
+use crate::dispatch::written;
 use crate::shared::Shared;
 use crate::transpose::{WIDTH, transpose};
 
@@ -46,10 +48,15 @@ struct Scratch {
 
 impl Correlation<'_> {
     pub(super) fn run(&self, x: &[f32]) -> Vec<f32> {
-        let Self { cut, grid, .. } = self;
+        let Self { cut, .. } = self;
         let image = self.channels * self.size[0] * self.size[1];
-        let mut out = vec![0.0; cut.batch * image];
-        let shared = Shared::new(&mut out);
+        // SAFETY: the tasks together unpack every row of every channel of every image.
+        unsafe { written(cut.batch * image, |out| self.run_into(x, out)) }
+    }
+
+    fn run_into(&self, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        let Self { cut, grid, .. } = self;
+        let shared = Shared::unwritten(out);
         let depth = padded(self.channels);
         let mut bias = self.bias.unwrap_or_default().to_vec();
         bias.resize(depth, 0.0);
@@ -146,7 +153,6 @@ impl Correlation<'_> {
                 }
             },
         );
-        out
     }
 
     /// Moves rows of pixels of one image from cells to planes.

@@ -159,8 +159,8 @@ fn plain<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(shape, uniform, &Device::flex())
 }
 
-/// Forward and backward. The backward pass starts from a sum, which reads the output and makes a
-/// gradient of its size: the floats of a case count both.
+/// Backward, after the forward pass that made `out`. The gradient it starts from is made first, as
+/// large as the output: the floats of a case count writing it.
 fn train<const D: usize>(out: Tensor<D>) {
-    drop(out.sum().backward());
+    drop(out.backward());
 }

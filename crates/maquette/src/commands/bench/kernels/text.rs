@@ -2,8 +2,8 @@
 
 use maquette::burn::tensor::{Device, Int, Tensor};
 use maquette::kernels::{
-    AttentionOptions, Curve, attention, cross_entropy, gated, gelu_tanh, layer_norm, rms_norm,
-    rotary, self_attention,
+    AttentionOptions, Curve, Dropout, attention, cross_entropy, dropout, embedding, gated,
+    gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
 };
 
 use super::{Case, Work, plain, random, train};
@@ -36,6 +36,20 @@ pub(super) fn cases() -> Vec<Case> {
             move || drop(attention(q.clone(), k.clone(), v.clone(), options)),
         ));
     }
+    let (x, weight, offset) = (random([2048, 384]), random([384, 1536]), random([1536]));
+    cases.push(Case::new(
+        "linear layer with GELU 2048x384x1536, both ways".into(),
+        Work::Flops(3 * 2 * 2048 * 384 * 1536),
+        move || {
+            let curve = Some(Curve::GeluTanh);
+            train(linear(
+                x.clone(),
+                weight.clone(),
+                Some(offset.clone()),
+                curve,
+            ))
+        },
+    ));
     // [batch, seq, d_model, heads, vocabulary]
     for [batch, seq, d, n_heads, vocab] in [[12, 64, 128, 4, 65], [8, 256, 384, 6, 65]] {
         let size = batch * seq * d;
@@ -57,7 +71,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(Case::new(
             format!("{}, both ways", name("rotary positions, 3 d wide,")),
             // The copy that the benchmark's input takes, the rotation; the gradient made and rotated.
-            Work::Floats((6 + 4 + 3 + 3 + 4) * size),
+            Work::Floats((6 + 4 + 3 + 4) * size),
             move || {
                 train(rotary(
                     x.clone(),
@@ -89,7 +103,7 @@ pub(super) fn cases() -> Vec<Case> {
         let (x, gain, offset) = (random([batch, seq, d]), random([d]), random([d]));
         cases.push(Case::new(
             format!("{}, both ways", name("layer norm")),
-            Work::Floats((2 + 2 + 3) * size),
+            Work::Floats((2 + 1 + 3) * size),
             move || {
                 train(layer_norm(
                     x.clone(),
@@ -108,14 +122,31 @@ pub(super) fn cases() -> Vec<Case> {
         let x = random([batch, seq, 4 * d]);
         cases.push(Case::new(
             format!("{}, both ways", name("GELU, 4 d wide,")),
-            Work::Floats((2 + 2 + 3) * 4 * size),
+            Work::Floats((2 + 1 + 3) * 4 * size),
             move || train(gelu_tanh(x.clone())),
         ));
         let (gate, x) = (random([batch, seq, 4 * d]), random([batch, seq, 4 * d]));
         cases.push(Case::new(
             format!("{}, both ways", name("SwiGLU gate, 4 d wide,")),
-            Work::Floats((3 + 2 + 5) * 4 * size),
+            Work::Floats((3 + 1 + 5) * 4 * size),
             move || train(gated(gate.clone(), x.clone(), Curve::Silu)),
+        ));
+        let (x, residual) = (random([batch, seq, d]), random([batch, seq, d]));
+        let options = Dropout {
+            probability: 0.2,
+            key: 1,
+        };
+        cases.push(Case::new(
+            format!("{}, both ways", name("dropout onto a residual")),
+            Work::Floats((3 + 1 + 2) * size),
+            move || train(dropout(x.clone(), Some(residual.clone()), options)),
+        ));
+        let table = random([vocab, d]);
+        let ids = Tensor::<2, Int>::zeros([batch, seq], &Device::flex().autodiff());
+        cases.push(Case::new(
+            format!("{}, both ways", name("embedding")),
+            Work::Floats((2 + 1 + 1) * size + 2 * vocab * d),
+            move || train(embedding(table.clone(), ids.clone())),
         ));
         for vocab in [vocab, 8192]
             .into_iter()
