@@ -53,6 +53,9 @@ pub enum GenerateError {
     /// The tokenizer cannot spell what was generated.
     #[error("cannot turn the generated tokens into text: {0}")]
     Decode(String),
+    /// A tokenizer that is not understood.
+    #[error("{0}")]
+    Tokenizer(String),
     /// A noise schedule or step count that no sampler can follow.
     #[error("cannot lay out the sampling steps: {0}")]
     Steps(String),

@@ -7,6 +7,7 @@
 
 pub mod diffusion;
 mod error;
+pub mod gguf;
 pub mod image;
 pub mod latent;
 pub mod sampling;

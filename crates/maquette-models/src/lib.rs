@@ -8,6 +8,7 @@ pub mod classifier;
 pub mod diffusion;
 pub mod encoder_decoder;
 pub mod error;
+pub mod gguf;
 pub mod gpt;
 pub mod hf;
 pub mod llama2c;

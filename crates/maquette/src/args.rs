@@ -45,7 +45,7 @@ pub(crate) enum Command {
     /// Train, inspect and use tokenizers.
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
-    /// Turn a model of another format into a Hugging Face folder.
+    /// Turn a model into another format: Hugging Face folder, GGUF, llama2.c.
     Convert(ConvertArgs),
     /// Run the handbook's experiments: claims that can fail.
     Lab(LabArgs),
@@ -344,15 +344,20 @@ fn within(text: &str, range: std::ops::RangeInclusive<usize>) -> Result<usize, S
 /// `maquette convert`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  maquette convert stories260K.bin stories260k --tokenizer tok512.bin"
+    after_help = "Examples:\n  maquette convert stories260K.bin stories260k --tokenizer tok512.bin\n  maquette convert runs/stories-20260101-120000 stories.gguf --quantize q8_0\n  maquette convert stories.gguf stories"
 )]
 pub(crate) struct ConvertArgs {
-    /// A model of llama2.c (`.bin`, format 0), or a Hugging Face folder: sharded, f16 or bf16.
+    /// A Hugging Face folder (sharded, f16 or bf16 too), a GGUF file, or a model of llama2.c (`.bin`,
+    /// format 0).
     pub(crate) input: PathBuf,
-    /// The folder to write: `config.json`, `model.safetensors` in f32, `tokenizer.json`.
+    /// A folder to write (`config.json`, `model.safetensors` in f32, `tokenizer.json`), or a file
+    /// named `.gguf`.
     pub(crate) output: PathBuf,
-    /// The tokenizer: a `tokenizer.json`, its folder, or llama2.c's `.bin`; the input folder's own
-    /// when absent.
+    /// The number format of a GGUF file's matrices (default: f16).
+    #[arg(long, value_name = "FORMAT", value_parser = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_0", "q4_k_m"])]
+    pub(crate) quantize: Option<String>,
+    /// The tokenizer: a `tokenizer.json`, its folder, or llama2.c's `.bin`; the input's own when
+    /// absent.
     #[arg(long, value_name = "FILE")]
     pub(crate) tokenizer: Option<PathBuf>,
 }

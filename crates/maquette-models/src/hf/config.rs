@@ -102,7 +102,14 @@ fn yes() -> bool {
 
 pub(super) fn read_config(path: &Path) -> Result<(Family, GptConfig), ModelError> {
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
-    let value: Value = serde_json::from_slice(&bytes).map_err(ModelError::json(path))?;
+    parse_config(
+        path,
+        serde_json::from_slice(&bytes).map_err(ModelError::json(path))?,
+    )
+}
+
+/// What a `config.json` says; `path` is for errors.
+pub(crate) fn parse_config(path: &Path, value: Value) -> Result<(Family, GptConfig), ModelError> {
     let (family, config) = match value.get("model_type").and_then(Value::as_str) {
         Some("gpt2") => (Family::Gpt2, gpt2(path, value)?),
         Some("llama") => (Family::Llama, llama(path, value, Family::Llama)?),

@@ -24,7 +24,7 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-pub(crate) use self::config::Family;
+pub(crate) use self::config::{Family, parse_config};
 use self::{
     config::{config_json, family, read_config},
     layout::{assemble, disassemble, full_name, layout, plain_name},
@@ -56,7 +56,6 @@ pub fn load(dir: &Path, device: &Device) -> Result<(GptConfig, Gpt), ModelError>
     if config.tied_head {
         theirs.remove("lm_head.weight");
     }
-    check_depth(config.n_layers, &theirs, &path)?;
     let model = from_tensors(&config, family, theirs, &path, device)?;
     Ok((config, model))
 }
@@ -70,8 +69,20 @@ pub(crate) fn from_tensors(
     path: &Path,
     device: &Device,
 ) -> Result<Gpt, ModelError> {
+    check_depth(config.n_layers, &tensors, path)?;
     let ours = assemble(&layout(config, family), tensors, path)?;
     store::assign(config.init_empty(device), ours, path)
+}
+
+/// The inverse of [`from_tensors`]. A GPT-2 without offsets has zeros for them.
+pub(crate) fn to_tensors(
+    config: &GptConfig,
+    model: &Gpt,
+    path: &Path,
+) -> Result<(Family, Tensors), ModelError> {
+    let family = family(config, path)?;
+    let theirs = disassemble(&layout(config, family), &store::tensors(model));
+    Ok((family, theirs))
 }
 
 /// Refuses more layers than there are tensors: a layer has several, so this bounds what a layout
@@ -165,9 +176,8 @@ fn read_weights(
 /// [`ModelError::Unsupported`] if the configuration is of neither family; [`ModelError::Io`].
 pub fn save(dir: &Path, config: &GptConfig, model: &Gpt) -> Result<(), ModelError> {
     let path = dir.join(CONFIG);
-    let family = family(config, &path)?;
+    let (family, mut theirs) = to_tensors(config, model, &path)?;
     fs::create_dir_all(dir).map_err(ModelError::io(dir))?;
-    let mut theirs = disassemble(&layout(config, family), &store::tensors(model));
     if family == Family::Gpt2 {
         theirs = theirs
             .into_iter()

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use maquette_data::Tokenizer;
+use maquette_generate::gguf as tokens;
 use maquette_generate::text::{GenerateOptions, complete};
-use maquette_models::hf;
+use maquette_models::{Gpt, gguf, hf};
 use maquette_rng::{Stream, rng};
 
 use super::pictures::{self, Draw, ImageRequest, Stamp};
@@ -16,7 +17,7 @@ use crate::{TrainError, hash};
 
 /// What is asked of a model: the text part for a language model, the image part for the others.
 pub struct GenerateJob<'a> {
-    /// A run folder, or a Hugging Face folder.
+    /// A run folder, a Hugging Face folder or a GGUF file.
     pub model: PathBuf,
     /// What to write.
     pub text: TextAsk,
@@ -65,7 +66,9 @@ pub enum Made {
 /// # Errors
 /// Not a model, or a request that does not fit it.
 pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
-    if !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file() {
+    let folder =
+        !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file();
+    if folder || is_gguf(&job.model) {
         return text(job, String::new());
     }
     let source = of_run(&job.model)?;
@@ -86,10 +89,39 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     }
 }
 
+fn is_gguf(path: &Path) -> bool {
+    path.is_file()
+        && path
+            .extension()
+            .is_some_and(|extension| extension == "gguf")
+}
+
+/// A language model with its tokenizer and the tokens that end a text, from a folder or a GGUF file.
+fn language_model(
+    path: &Path,
+    device: &Device,
+) -> Result<(Gpt, Tokenizer, hf::GenerationConfig), TrainError> {
+    if !is_gguf(path) {
+        let (_, model) = hf::load(path, device).map_err(TrainError::other)?;
+        let tokenizer = Tokenizer::load(path).map_err(TrainError::other)?;
+        let defaults = hf::load_generation_config(path).map_err(TrainError::other)?;
+        return Ok((model, tokenizer, defaults));
+    }
+    let file = gguf::File::open(path).map_err(TrainError::other)?;
+    let (_, model) = gguf::load(&file, device).map_err(TrainError::other)?;
+    let tokenizer = tokens::tokenizer(&file).map_err(TrainError::other)?;
+    let tokenizer = tokenizer.ok_or_else(|| {
+        TrainError::other(format!(
+            "{} holds no tokenizer; convert the model again with --tokenizer",
+            path.display()
+        ))
+    })?;
+    Ok((model, tokenizer, tokens::generation_config(&file)))
+}
+
 fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, TrainError> {
     (job.say)("loading the model");
-    let (_, model) = hf::load(&job.model, &job.device).map_err(TrainError::other)?;
-    let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
+    let (model, tokenizer, defaults) = language_model(&job.model, &job.device)?;
     let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
     if known > rows {
         return Err(TrainError::other(format!(
@@ -99,7 +131,6 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
         )));
     }
     let mut options = job.text.options;
-    let defaults = hf::load_generation_config(&job.model).map_err(TrainError::other)?;
     if let Some(end) = &defaults.eos_token_id {
         options.end_tokens.extend(end.ids());
     }

@@ -1,10 +1,13 @@
-//! `maquette convert`: a model of another format as a Hugging Face folder.
+//! `maquette convert`: a model in another format.
 
 use std::path::Path;
 
+use burn::module::Module;
 use burn::tensor::Device;
 use maquette::data::Tokenizer;
-use maquette::models::{hf, llama2c};
+use maquette::generate::gguf as tokens;
+use maquette::models::gguf::{self, Metadata, Mix};
+use maquette::models::{Gpt, GptConfig, hf, llama2c};
 use serde_json::json;
 
 use super::progress::Status;
@@ -12,76 +15,150 @@ use crate::args::ConvertArgs;
 use crate::errors::{Usage, failed};
 use crate::output::Output;
 
+/// What is converted, whatever it was read from.
+struct Source {
+    config: GptConfig,
+    model: Gpt,
+    tokenizer: Option<Tokenizer>,
+    generation: hf::GenerationConfig,
+}
+
 /// Read, check, write.
 pub(crate) fn run(args: &ConvertArgs, output: Output) -> miette::Result<()> {
-    let (input, out) = (&args.input, &args.output);
-    let binary = is_binary(input);
-    if !input.is_dir() && !binary {
+    let out = &args.output;
+    let to_gguf = has_extension(out, "gguf");
+    if args.quantize.is_some() && !to_gguf {
         return Err(Usage::new(
-            format!("{}: neither a folder nor a .bin file", input.display()),
-            "models are read from Hugging Face folders and from the .bin files of llama2.c",
+            format!("--quantize with the folder {}", out.display()),
+            "folders hold 32-bit floats; name the output `.gguf` for another number format",
         )
         .into());
     }
     let status = Status::new(output.quiet);
     status.say("loading the model");
-    let device = Device::flex();
-    let loaded = match binary {
-        true => llama2c::load(input, &device),
-        false => hf::load(input, &device),
-    };
+    let source = read(args);
     status.clear();
-    let (config, model) = loaded.map_err(failed)?;
-    let tokenizer = match &args.tokenizer {
-        Some(path) if is_binary(path) => Some(Tokenizer::load_llama2c(path)),
-        Some(path) => Some(Tokenizer::load(path)),
-        None if binary => None,
-        None => Some(Tokenizer::load(input)),
-    };
-    let tokenizer = tokenizer.transpose().map_err(failed)?;
-    if let Some(known) = tokenizer.as_ref().map(Tokenizer::vocab_size)
-        && known > config.vocab_size
-    {
+    let source = source?;
+    let known = source.tokenizer.as_ref().map(Tokenizer::vocab_size);
+    if let Some(known) = known.filter(|known| *known > source.config.vocab_size) {
         return Err(Usage::new(
             format!(
                 "the tokenizer has {known} tokens, the model's embedding only {}",
-                config.vocab_size
+                source.config.vocab_size
             ),
             "give the tokenizer that the model was trained with",
         )
         .into());
     }
-    hf::save(out, &config, &model).map_err(failed)?;
-    let generation = match binary {
-        // llama2.c begins and ends every text with token 1.
-        true => hf::GenerationConfig {
-            bos_token_id: Some(1),
-            eos_token_id: Some(hf::TokenIds::Many(vec![1, 2])),
-            ..hf::GenerationConfig::default()
-        },
-        false => hf::load_generation_config(input).map_err(failed)?,
+    status.say("writing");
+    let written = match to_gguf {
+        true => write_file(args, &source),
+        false => write_folder(out, &source),
     };
-    hf::save_generation_config(out, &generation).map_err(failed)?;
-    if let Some(tokenizer) = &tokenizer {
-        tokenizer.save(out).map_err(failed)?;
-    }
-    let parameters = burn::module::Module::num_params(&model);
-    output.line(format_args!(
-        "{parameters} parameters, written to {}{}",
-        out.display(),
-        if tokenizer.is_some() {
-            ""
-        } else {
-            " without a tokenizer: give one with --tokenizer"
+    status.clear();
+    let with_tokenizer = written?;
+    let parameters = source.model.num_params();
+    let without = match (with_tokenizer, &source.tokenizer) {
+        (true, _) => "",
+        (false, None) => " without a tokenizer: give one with --tokenizer",
+        (false, Some(_)) => {
+            " without its tokenizer: GGUF knows byte-level and SentencePiece byte-pair encoding only"
         }
+    };
+    output.line(format_args!(
+        "{parameters} parameters, written to {}{without}",
+        out.display(),
     ));
     output.object(&json!({
-        "path": out, "parameters": parameters, "vocab_size": config.vocab_size,
-        "tokenizer": tokenizer.is_some(),
+        "path": out, "parameters": parameters, "vocab_size": source.config.vocab_size,
+        "tokenizer": with_tokenizer,
     }));
     Ok(())
 }
 
-fn is_binary(path: &Path) -> bool {
-    path.is_file() && path.extension().is_some_and(|extension| extension == "bin")
+fn read(args: &ConvertArgs) -> miette::Result<Source> {
+    let input = &args.input;
+    let device = Device::flex();
+    let (config, model, own, generation) = if input.is_dir() {
+        let (config, model) = hf::load(input, &device).map_err(failed)?;
+        let generation = hf::load_generation_config(input).map_err(failed)?;
+        let own = match args.tokenizer {
+            None => Some(Tokenizer::load(input).map_err(failed)?),
+            Some(_) => None,
+        };
+        (config, model, own, generation)
+    } else if input.is_file() && has_extension(input, "gguf") {
+        let file = gguf::File::open(input).map_err(failed)?;
+        let (config, model) = gguf::load(&file, &device).map_err(failed)?;
+        let own = match args.tokenizer {
+            None => tokens::tokenizer(&file).map_err(failed)?,
+            Some(_) => None,
+        };
+        (config, model, own, tokens::generation_config(&file))
+    } else if input.is_file() && has_extension(input, "bin") {
+        let (config, model) = llama2c::load(input, &device).map_err(failed)?;
+        // llama2.c begins and ends every text with token 1.
+        let generation = hf::GenerationConfig {
+            bos_token_id: Some(1),
+            eos_token_id: Some(hf::TokenIds::Many(vec![1, 2])),
+            ..hf::GenerationConfig::default()
+        };
+        (config, model, None, generation)
+    } else {
+        return Err(Usage::new(
+            format!(
+                "{}: neither a folder nor a .gguf or .bin file",
+                input.display()
+            ),
+            "models are read from Hugging Face folders, GGUF files and the .bin files of llama2.c",
+        )
+        .into());
+    };
+    let given = match &args.tokenizer {
+        Some(path) if has_extension(path, "bin") => Some(Tokenizer::load_llama2c(path)),
+        Some(path) => Some(Tokenizer::load(path)),
+        None => None,
+    };
+    Ok(Source {
+        config,
+        model,
+        tokenizer: given.transpose().map_err(failed)?.or(own),
+        generation,
+    })
+}
+
+/// Whether the tokenizer went along.
+fn write_folder(out: &Path, source: &Source) -> miette::Result<bool> {
+    hf::save(out, &source.config, &source.model).map_err(failed)?;
+    hf::save_generation_config(out, &source.generation).map_err(failed)?;
+    if let Some(tokenizer) = &source.tokenizer {
+        tokenizer.save(out).map_err(failed)?;
+    }
+    Ok(source.tokenizer.is_some())
+}
+
+/// Whether the tokenizer went along.
+fn write_file(args: &ConvertArgs, source: &Source) -> miette::Result<bool> {
+    let name = args.quantize.as_deref().unwrap_or("f16");
+    let mix = Mix::ALL.iter().find(|(known, _)| *known == name);
+    let (_, mix) = mix.expect("the arguments allow no other");
+    let metadata = match &source.tokenizer {
+        Some(tokenizer) => tokens::metadata(tokenizer, source.config.vocab_size).map_err(failed)?,
+        None => None,
+    };
+    let with_tokenizer = metadata.is_some();
+    let mut metadata = metadata.unwrap_or_else(Metadata::new);
+    if with_tokenizer {
+        tokens::add_generation_config(&mut metadata, &source.generation);
+    }
+    if let Some(name) = args.output.file_stem().and_then(|name| name.to_str()) {
+        metadata.insert("general.name".into(), gguf::Value::String(name.into()));
+    }
+    let path = &args.output;
+    gguf::save(path, &source.config, &source.model, *mix, metadata).map_err(failed)?;
+    Ok(with_tokenizer)
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|own| own == extension)
 }
