@@ -6,7 +6,7 @@ use crate::data::{
     TokenSet, Tokenizer, stories, text, tokenizer::TokenizerConfig, tokenizer::TokenizerKind,
 };
 use crate::eval::{divergence::total_variation, text::distinct_n};
-use crate::generate::sampling::{Decoding, distribution, sample};
+use crate::generate::sampling::{Decoding, Mirostat, Xtc, distribution, sample};
 use crate::generate::text::{generate_ids, gpt};
 use crate::labs::training::{Training, token_rows};
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome};
@@ -60,8 +60,43 @@ fn analytic(lab: &LabContext<'_>) -> Result<Vec<Claim>, LabError> {
     let mut penalised = logits;
     (penalised[0], penalised[7]) = (2.0 / 1.5, -3.0 * 1.5);
 
+    // Typical 0.5: those whose surprise is nearest to the entropy, until they hold half.
+    let entropy: f64 = full.iter().map(|p| -p * p.ln()).sum();
+    let mut nearest: Vec<usize> = (0..8).collect();
+    let unusual = |i: usize| (-full[i].ln() - entropy).abs();
+    nearest.sort_by(|a, b| unusual(*a).total_cmp(&unusual(*b)));
+    let mut held = 0.0;
+    let mut typical = [f64::NEG_INFINITY; 8];
+    for i in nearest {
+        if held < 0.5 {
+            typical[i] = logits[i];
+        }
+        held += full[i];
+    }
+    // Top-n-sigma 1: at most one deviation of the logits below the best.
+    let mean = logits.iter().sum::<f64>() / 8.0;
+    let deviation = (logits.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / 8.0).sqrt();
+    let near = logits
+        .iter()
+        .filter(|l| **l >= logits[0] - deviation)
+        .count();
+    // Excluding top choices: half of the time only the last of those with at least a tenth, and
+    // what is below, is left.
+    let above = full.iter().filter(|p| **p >= 0.1).count() - 1;
+    let mut below = logits;
+    below[..above].fill(f64::NEG_INFINITY);
+    let excluded: Vec<f64> = softmax(&below)
+        .iter()
+        .zip(&full)
+        .map(|(a, b)| (a + b) / 2.0)
+        .collect();
+    // Token 0 seen twice and token 7 once, each costing one and a half per time after a half.
+    let mut counted = logits;
+    (counted[0], counted[7]) = (2.0 - 0.5 - 3.0, -3.0 - 0.5 - 1.5);
+    // Mirostat's first bound is twice the target: one bit here, so probabilities of a half or more,
+    // or the best one alone.
     let plain = Decoding::default();
-    let cases: [(&str, Decoding, &[u32], Vec<f64>); 7] = [
+    let cases: [(&str, Decoding, &[u32], Vec<f64>); 12] = [
         ("the model's own distribution", plain, &[], full.clone()),
         (
             "temperature 0.5",
@@ -108,6 +143,55 @@ fn analytic(lab: &LabContext<'_>) -> Result<Vec<Claim>, LabError> {
             },
             &[0, 7],
             softmax(&penalised),
+        ),
+        (
+            "typical 0.5",
+            Decoding {
+                typical_p: Some(0.5),
+                ..plain
+            },
+            &[],
+            softmax(&typical),
+        ),
+        (
+            "top-n-sigma 1",
+            Decoding {
+                top_n_sigma: Some(1.0),
+                ..plain
+            },
+            &[],
+            softmax(&logits[..near]),
+        ),
+        (
+            "XTC 0.1, half of the time",
+            Decoding {
+                xtc: Some(Xtc {
+                    probability: 0.5,
+                    threshold: 0.1,
+                }),
+                ..plain
+            },
+            &[],
+            excluded,
+        ),
+        (
+            "presence penalty 0.5, frequency penalty 1.5",
+            Decoding {
+                presence_penalty: 0.5,
+                frequency_penalty: 1.5,
+                ..plain
+            },
+            &[0, 7, 0],
+            softmax(&counted),
+        ),
+        (
+            "Mirostat at half a bit, first token",
+            Decoding {
+                mirostat: Some(Mirostat { tau: 0.5, eta: 0.1 }),
+                ..plain
+            },
+            &[],
+            softmax(&logits[..1]),
         ),
     ];
     let mut claims = Vec::new();

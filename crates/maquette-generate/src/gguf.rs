@@ -237,7 +237,10 @@ pub fn metadata(
             let cut = cut_of(&file["pre_tokenizer"])
                 .ok_or_else(|| failed("text is cut in a way that llama.cpp has no name for"))?;
             add("pre", Value::String(cut.into()));
-            if let Some(id) = tokenizer.end_of_text() {
+            // Where a file names no end, llama.cpp takes token 11, whatever that is. The byte zero
+            // (byte-level BPE writes it so) stands in no text.
+            let end = tokenizer.end_of_text().or(tokenizer.token_to_id("\u{100}"));
+            if let Some(id) = end {
                 add("bos_token_id", Value::U32(id));
                 add("eos_token_id", Value::U32(id));
             }

@@ -4,7 +4,7 @@
 mod stream;
 
 use crate::GenerateError;
-use crate::sampling::{Decoding, distribution, sample};
+use crate::sampling::{Bound, Decoding, bounded, sample};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use maquette_data::Tokenizer;
@@ -173,9 +173,12 @@ where
     let seq_len = model.seq_len.max(1);
     let mut window = prompt[prompt.len().saturating_sub(seq_len)..].to_vec();
     let mut history = prompt.to_vec();
+    let mut bound = Bound::of(decoding);
     let mut logits = (model.forward)(Feed::Restart(&window))?;
     loop {
-        let id = sample(&distribution(&logits, &history, decoding)?, rng);
+        let probabilities = bounded(&logits, &history, decoding, bound)?;
+        let id = sample(&probabilities, rng);
+        bound.follow(probabilities[id as usize]);
         history.push(id);
         if on_token(id)?.is_break() || history.len() == prompt.len() + max_tokens {
             return Ok(history.split_off(prompt.len()));

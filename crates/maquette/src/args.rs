@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use maquette::generate::sampling::Order;
 
 /// Everything `maquette` understands.
 #[derive(Debug, Parser)]
@@ -36,7 +37,7 @@ pub(crate) enum Command {
     /// Train a recipe into a run folder with weights, samples and a report.
     Train(TrainArgs),
     /// Make text or images with a trained model.
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Measure a trained model again.
     Evaluate(EvaluateArgs),
     /// Measure texts: BLEU, chrF, TER, ROUGE, exact match and F1, diversity.
@@ -137,6 +138,48 @@ pub(crate) struct GenerateArgs {
     /// Text: drop tokens less probable than P times the best.
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
     pub(crate) min_p: f64,
+    /// Text: keep the tokens with this much probability that surprise about as much as expected.
+    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text")]
+    pub(crate) typical_p: f64,
+    /// Text: drop tokens more than N deviations of the logits below the best.
+    #[arg(long, value_name = "N", help_heading = "Text")]
+    pub(crate) top_n_sigma: Option<f64>,
+    /// Text: how often the top choices are excluded, see --xtc-threshold.
+    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
+    pub(crate) xtc_probability: f64,
+    /// Text: how probable a token must be to count as a top choice; the least of them stays.
+    #[arg(long, value_name = "P", default_value_t = 0.1, help_heading = "Text")]
+    pub(crate) xtc_threshold: f64,
+    /// Text: hold the surprise at this many bits per token (Mirostat 2) instead of dropping tokens.
+    #[arg(long, value_name = "BITS", help_heading = "Text")]
+    pub(crate) mirostat_tau: Option<f64>,
+    /// Text: how fast Mirostat follows.
+    #[arg(long, value_name = "X", default_value_t = 0.1, help_heading = "Text")]
+    pub(crate) mirostat_eta: f64,
+    /// Text: take this from the logits of tokens already seen.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Text"
+    )]
+    pub(crate) presence_penalty: f64,
+    /// Text: take this from the logits of tokens for each time they were seen.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true,
+        help_heading = "Text"
+    )]
+    pub(crate) frequency_penalty: f64,
+    /// Text: how many of the last tokens count as seen (default: all).
+    #[arg(long, value_name = "N", help_heading = "Text")]
+    pub(crate) penalty_window: Option<usize>,
+    /// Text: the order of the steps above (default: llama.cpp's, penalties first, temperature last).
+    #[arg(long, value_name = "A;B", help_heading = "Text")]
+    pub(crate) samplers: Option<Order>,
     /// Text: divide the logits of tokens already seen by this.
     #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Text")]
     pub(crate) repetition_penalty: f64,

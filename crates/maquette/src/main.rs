@@ -56,7 +56,7 @@ fn run(cli: Cli) -> miette::Result<()> {
 fn dispatch(cli: Cli, output: Output) -> miette::Result<()> {
     match cli.command {
         Command::Train(args) => commands::train::run(args, output),
-        Command::Generate(args) => commands::generate::run(args, output),
+        Command::Generate(args) => commands::generate::run(*args, output),
         Command::Evaluate(args) => commands::evaluate::run(args, output),
         Command::Metric(command) => commands::metric::run(command, output),
         Command::Tokenizer(command) => commands::tokenizer::run(command, output),

@@ -587,7 +587,7 @@ fn experts_are_trained_and_their_load_is_told() {
     assert_eq!(bench.weights("run"), bench.weights("copy"));
     bench
         .run("convert run/tokenizer.json copy")
-        .fails(2, &["neither a folder nor a .bin"]);
+        .fails(2, &["neither a folder nor a .gguf or .bin"]);
 }
 
 #[test]

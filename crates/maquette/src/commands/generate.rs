@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use maquette::generate::diffusion::Sampler;
-use maquette::generate::sampling::Decoding;
+use maquette::generate::sampling::{Decoding, Mirostat, Xtc};
 use maquette::generate::text::GenerateOptions;
 use maquette::train::recipes::generate::{self, GenerateJob, Made, TextAsk};
 use maquette::train::recipes::pictures::ImageRequest;
@@ -87,7 +87,11 @@ fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()
         }
         _ => {}
     }
-    output.object(&json!({ "outputs": outputs }));
+    let mut object = json!({ "outputs": outputs });
+    if !texts.is_empty() {
+        object["decoding"] = json!(options(args).decoding);
+    }
+    output.object(&object);
     Ok(())
 }
 
@@ -110,7 +114,21 @@ fn options(args: &GenerateArgs) -> GenerateOptions {
             top_k: (args.top_k > 0).then_some(args.top_k),
             top_p: (args.top_p < 1.0).then_some(args.top_p),
             min_p: (args.min_p > 0.0).then_some(args.min_p),
+            typical_p: (args.typical_p < 1.0).then_some(args.typical_p),
+            top_n_sigma: args.top_n_sigma,
+            xtc: (args.xtc_probability > 0.0).then_some(Xtc {
+                probability: args.xtc_probability,
+                threshold: args.xtc_threshold,
+            }),
+            mirostat: args.mirostat_tau.map(|tau| Mirostat {
+                tau,
+                eta: args.mirostat_eta,
+            }),
             repetition_penalty: args.repetition_penalty,
+            presence_penalty: args.presence_penalty,
+            frequency_penalty: args.frequency_penalty,
+            penalty_window: args.penalty_window,
+            order: args.samplers.unwrap_or_default(),
         },
     }
 }
