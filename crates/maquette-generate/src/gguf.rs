@@ -2,7 +2,7 @@
 //!
 //! llama.cpp stores pieces, not a `tokenizer.json`: tokens in the order of their ids, and merges
 //! (byte-level BPE, its `gpt2`) or scores (SentencePiece's BPE, its `llama`). How text is cut before
-//! merging it knows by name only.
+//! merging it knows by name only. `fixtures/llama_cpp.mjs` shows what llama.cpp writes with a file.
 
 use std::collections::HashMap;
 
