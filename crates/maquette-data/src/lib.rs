@@ -22,6 +22,7 @@ pub mod images;
 pub mod masking;
 mod normalize;
 mod order;
+pub mod pairs;
 pub mod points;
 mod prefetch;
 pub mod stories;

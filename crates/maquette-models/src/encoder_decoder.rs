@@ -124,6 +124,7 @@ impl EncoderDecoderConfig {
             bias: false,
             scaled_scores: false,
             scaled_head: true,
+            init: InitScheme::Scaled,
             ..Self::default()
         }
     }

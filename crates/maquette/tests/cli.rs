@@ -585,9 +585,62 @@ fn experts_are_trained_and_their_load_is_told() {
     // Converting a folder keeps its weights.
     bench.run("convert run copy").succeeds();
     assert_eq!(bench.weights("run"), bench.weights("copy"));
+    // A tokenizer of more tokens than the embedding has rows is refused.
+    bench
+        .run("tokenizer train tiny.toml --kind byte --out copy/tokenizer.json")
+        .succeeds();
+    bench
+        .run("generate copy --prompt a")
+        .fails(1, &["256 tokens", "do not belong together"]);
     bench
         .run("convert run/tokenizer.json copy")
         .fails(2, &["neither a folder nor a .gguf or .bin"]);
+}
+
+#[test]
+fn one_text_becomes_another() {
+    let bench = Bench::new();
+    let common = r#"
+d_model = 16
+n_layers = 1
+n_heads = 2
+seq_len = 32
+[optimizer]
+kind = "adamw"
+lr = 1e-2
+[train]
+steps = 6
+batch = 4
+checkpoint_every = 3
+"#;
+    let t5 = "relative = { buckets = 8, max_distance = 16 }\nnorm = \"rms-norm\"\npre_norm = true\n\
+              mlp = \"geglu\"\nbias = false\nscaled_scores = false";
+    for (run, task, layout) in [("original", "reverse", ""), ("t5", "dates", t5)] {
+        let recipe = format!(
+            "summary = \"test\"\nfamily = \"seq2seq\"\n[data]\ntask = \"{task}\"\ncount = 40\n\
+             held_out = 10\n[model]\n{layout}{common}"
+        );
+        bench.write("pairs.toml", recipe);
+        let json = bench
+            .run(&format!("train pairs.toml --json --out {run}"))
+            .succeeds()
+            .json();
+        assert!(json["metrics"]["test_exact"].is_f64(), "{json}");
+        let again = bench
+            .run(&format!("evaluate {run} --json"))
+            .succeeds()
+            .json();
+        assert_eq!(again["metrics"]["test_loss"], json["metrics"]["test_loss"]);
+        bench
+            .run(&format!("generate {run}"))
+            .fails(1, &["--prompt"]);
+    }
+    bench
+        .run("generate original --prompt abc --json")
+        .succeeds();
+    bench
+        .run(&format!("generate original --prompt {}", "a".repeat(33)))
+        .fails(1, &["1 more than the model reads"]);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use maquette_models::{Gpt, gguf, hf};
 use maquette_rng::{Stream, rng};
 
 use super::pictures::{self, Draw, ImageRequest, Stamp};
-use super::{Family, diffusion, gpt, of_run, points, vae};
+use super::{Family, diffusion, gpt, of_run, points, seq2seq, vae};
 use crate::files::write_atomic;
 use crate::{TrainError, hash};
 
@@ -84,6 +84,7 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
             "a masked language model guesses hidden words and writes none; `maquette evaluate` \
              measures it",
         )),
+        Family::Seq2seq => seq2seq::generate(&source, job),
         Family::Points => points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
     }

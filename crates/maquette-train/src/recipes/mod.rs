@@ -13,6 +13,7 @@ pub mod judge;
 pub mod pictures;
 pub mod points;
 pub mod sections;
+pub mod seq2seq;
 pub mod vae;
 mod weights;
 
@@ -39,6 +40,8 @@ pub enum Family {
     Gpt,
     /// Masked language model on text.
     Bert,
+    /// Encoder-decoder transformer on pairs of texts.
+    Seq2seq,
     /// Variational autoencoder on images.
     Vae,
     /// Denoising diffusion on images.
@@ -58,6 +61,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
     (
         "bert",
         "transformer encoder that guesses masked words of a text",
+    ),
+    (
+        "seq2seq",
+        "encoder-decoder transformer (original and T5 layout) on pairs of texts",
     ),
     (
         "vae",
@@ -84,6 +91,7 @@ impl Family {
         match name.as_str() {
             "gpt" => Ok(Self::Gpt),
             "bert" => Ok(Self::Bert),
+            "seq2seq" => Ok(Self::Seq2seq),
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
@@ -157,6 +165,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
     match Family::of(&job.source)? {
         Family::Gpt => gpt::train(job),
         Family::Bert => bert::train(job),
+        Family::Seq2seq => seq2seq::train(job),
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
@@ -188,6 +197,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let all = match Family::of(&source)? {
         Family::Gpt => gpt::evaluate(&source, job)?,
         Family::Bert => bert::evaluate(&source, job)?,
+        Family::Seq2seq => seq2seq::evaluate(&source, job)?,
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,

@@ -23,6 +23,7 @@ macro_rules! built_in {
 
 built_in![
     "bert-wikitext",
+    "dates",
     "diffusion-fashion",
     "diffusion-mnist",
     "glyphs",
@@ -30,6 +31,7 @@ built_in![
     "grid25",
     "mnist-classifier",
     "moons",
+    "reverse",
     "ring8",
     "shakespeare-bpe",
     "shakespeare-char",

@@ -1,0 +1,392 @@
+//! `family = "seq2seq"`: an encoder-decoder that reads one short text and writes another.
+
+use std::path::Path;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use maquette_data::Tokenizer;
+use maquette_data::pairs::{self, Pair, PairTask, Part};
+use maquette_data::tokenizer::{TokenizerConfig, TokenizerKind};
+use maquette_models::{EncoderDecoder, EncoderDecoderConfig, hf};
+use maquette_rng::rand::RngExt as _;
+use maquette_rng::{Stream, rng};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::generate::{GenerateJob, Made};
+use super::{EvaluateJob, Job, Outcome, test_metrics, validate, weights};
+use crate::spec::{Invalid, PublishedNumbers};
+use crate::{
+    BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
+    TrainError, fit, hash,
+};
+
+/// Filling, the token before an answer, and the one after it, in the order of their ids.
+const SPECIAL: [&str; 3] = ["<pad>", "<s>", "</s>"];
+/// Held-out pairs measured at once.
+const ROWS: usize = 100;
+
+/// Everything about one encoder-decoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Seq2seqRecipe {
+    /// One line for listings.
+    pub summary: String,
+    /// `seq2seq`.
+    pub family: super::Family,
+    /// The pairs.
+    pub data: PairData,
+    /// The network. `vocab_size` is that of the characters in the pairs.
+    #[serde(default)]
+    pub model: EncoderDecoderConfig,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+    /// The loop.
+    pub train: LoopSpec,
+    /// Published numbers to stand beside ours.
+    #[serde(default, skip_serializing_if = "PublishedNumbers::is_empty")]
+    pub published: PublishedNumbers,
+}
+
+/// `[data]` of an encoder-decoder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairData {
+    /// What is asked: `reverse` or `dates`.
+    pub task: PairTask,
+    /// How many pairs to learn from.
+    #[serde(default = "count")]
+    pub count: usize,
+    /// How many others to be measured on.
+    #[serde(default = "held_out")]
+    pub held_out: usize,
+}
+
+fn count() -> usize {
+    50_000
+}
+
+fn held_out() -> usize {
+    1000
+}
+
+impl Seq2seqRecipe {
+    /// Reads and checks a recipe.
+    ///
+    /// # Errors
+    /// Pointing at the line or the `--set` at fault.
+    pub fn parse(source: &Source) -> Result<Self, TrainError> {
+        let recipe: Self = source.parse()?;
+        validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
+        if recipe.data.count == 0 || recipe.data.held_out == 0 {
+            let what = "count and held_out must be at least 1";
+            let error = Invalid::new("count", what, "try 50000 and 1000");
+            return Err(source.locate("data", error).into());
+        }
+        let sized = EncoderDecoderConfig {
+            vocab_size: recipe.model.vocab_size.max(1),
+            ..recipe.model.clone()
+        };
+        source.check("model", sized.validate())?;
+        Ok(recipe)
+    }
+}
+
+/// A pair in tokens.
+struct Ids {
+    source: Vec<u32>,
+    target: Vec<u32>,
+}
+
+/// Pairs ready for a model.
+struct Corpus {
+    tokenizer: Tokenizer,
+    train: Vec<Ids>,
+    held_out: Vec<Ids>,
+    sha256: String,
+}
+
+impl Corpus {
+    fn open(recipe: &Seq2seqRecipe) -> Result<Self, TrainError> {
+        let PairData {
+            task,
+            count,
+            held_out,
+        } = recipe.data;
+        let seed = recipe.train.seed;
+        let train = pairs::generate(task, Part::Train, count, seed);
+        let held_out = pairs::generate(task, Part::HeldOut, held_out, seed);
+        let all = train.iter().chain(&held_out);
+        let text: String = all
+            .flat_map(|pair| [&*pair.source, &*pair.target])
+            .collect();
+        let config = TokenizerConfig {
+            kind: TokenizerKind::Char,
+            special_tokens: SPECIAL.map(str::to_owned).to_vec(),
+            ..TokenizerConfig::default()
+        };
+        let sha256 = hash::sha256(text.as_bytes());
+        let tokenizer = config
+            .train(std::iter::once(Ok(text)))
+            .map_err(TrainError::other)?;
+        let longest = recipe.model.seq_len;
+        let ids = |pairs: &[Pair]| -> Result<Vec<Ids>, TrainError> {
+            let encode = |text: &str| tokenizer.encode(text).map_err(TrainError::other);
+            let each = pairs.iter().map(|pair| {
+                let ids = Ids {
+                    source: encode(&pair.source)?,
+                    target: encode(&pair.target)?,
+                };
+                let n = ids.source.len().max(ids.target.len() + 1);
+                if n > longest {
+                    return Err(TrainError::other(format!(
+                        "model.seq_len = {longest} is too short for a text of {n} tokens"
+                    )));
+                }
+                Ok(ids)
+            });
+            each.collect()
+        };
+        Ok(Self {
+            train: ids(&train)?,
+            held_out: ids(&held_out)?,
+            tokenizer,
+            sha256,
+        })
+    }
+}
+
+/// The ids of the special tokens.
+#[derive(Clone, Copy)]
+struct Special {
+    pad: u32,
+    start: u32,
+    end: u32,
+}
+
+impl Special {
+    fn of(tokenizer: &Tokenizer) -> Result<Self, TrainError> {
+        let id = |token: &str| {
+            let missing = || TrainError::other(format!("the tokenizer has no {token}"));
+            tokenizer.token_to_id(token).ok_or_else(missing)
+        };
+        let [pad, start, end] = SPECIAL;
+        Ok(Self {
+            pad: id(pad)?,
+            start: id(start)?,
+            end: id(end)?,
+        })
+    }
+}
+
+/// Pairs side by side, filled up to the longest.
+struct Rows {
+    sources: Vec<Vec<u32>>,
+    targets: Vec<Vec<u32>>,
+    special: Special,
+}
+
+impl Rows {
+    fn new<'a>(pairs: impl Iterator<Item = &'a Ids>, special: Special) -> Self {
+        let (sources, targets) = pairs
+            .map(|pair| (pair.source.clone(), pair.target.clone()))
+            .unzip();
+        Self {
+            sources,
+            targets,
+            special,
+        }
+    }
+
+    /// `[rows, longest]` ids, and 1 where one is not filling.
+    fn table(&self, rows: &[Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
+        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let (mut ids, mut mask) = (Vec::new(), Vec::new());
+        for row in rows {
+            let filling = width - row.len();
+            ids.extend(row.iter().map(|id| *id as i32));
+            ids.extend(vec![self.special.pad as i32; filling]);
+            mask.extend(vec![1f32; row.len()]);
+            mask.extend(vec![0f32; filling]);
+        }
+        let shape = [rows.len(), width];
+        (
+            Tensor::from_data(TensorData::new(ids, shape), device),
+            Tensor::from_data(TensorData::new(mask, shape), device),
+        )
+    }
+
+    fn loss(&self, model: &EncoderDecoder, device: &Device) -> Tensor<1> {
+        let (sources, mask) = self.table(&self.sources, device);
+        let memory = model.encode(sources, Some(mask));
+        let Special { start, end, .. } = self.special;
+        let late = |target: &Vec<u32>| [&[start], &target[..]].concat();
+        let inputs: Vec<Vec<u32>> = self.targets.iter().map(late).collect();
+        let (inputs, _) = self.table(&inputs, device);
+        let [_, width] = inputs.dims();
+        let (mut places, mut targets) = (Vec::new(), Vec::new());
+        for (row, target) in self.targets.iter().enumerate() {
+            places.extend((0..=target.len()).map(|at| (row * width + at) as i32));
+            targets.extend(target.iter().chain([&end]).map(|id| *id as i32));
+        }
+        let numbers = |values: Vec<i32>| {
+            let n = values.len();
+            Tensor::<1, Int>::from_data(TensorData::new(values, [n]), device)
+        };
+        model.loss(&memory, inputs, numbers(places), numbers(targets))
+    }
+
+    /// The likeliest answers, token by token.
+    fn answers(&self, model: &EncoderDecoder, device: &Device) -> Vec<Vec<u32>> {
+        let (sources, mask) = self.table(&self.sources, device);
+        let memory = model.encode(sources, Some(mask));
+        let Special { start, end, .. } = self.special;
+        model.greedy(&memory, start, end, model.seq_len())
+    }
+}
+
+/// Trains the recipe of `job`.
+///
+/// # Errors
+/// See [`TrainError`].
+pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
+    // 1. Recipe and data
+    let mut recipe = Seq2seqRecipe::parse(&job.source)?;
+    job.say("making the pairs");
+    let corpus = Corpus::open(&recipe)?;
+    let special = Special::of(&corpus.tokenizer)?;
+    recipe.model.vocab_size = corpus.tokenizer.vocab_size();
+    let (batch, seed) = (recipe.train.batch, recipe.train.seed);
+
+    // 2. Model
+    let device = job.device.clone().autodiff();
+    let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
+    let run = job.open_run(&recipe, &corpus.sha256)?;
+
+    // 3. Loop
+    let plan = Plan {
+        optimizer: &recipe.optimizer,
+        schedule: &recipe.schedule,
+        train: &recipe.train,
+        steps: recipe.train.total_steps(corpus.train.len()),
+        device: &device,
+    };
+    let batches = |step: u64| {
+        let random = &mut rng(seed, Stream::Shuffle, step);
+        let n = corpus.train.len();
+        let drawn: Vec<usize> = (0..batch).map(|_| random.random_range(0..n)).collect();
+        let pairs = drawn.iter().map(|i| &corpus.train[*i]);
+        Ok(Rows::new(pairs, special).into())
+    };
+    let loss = |model: &EncoderDecoder, rows: Rows, _| rows.loss(model, &device).into();
+    let inner = job.device.clone();
+    let task = Task::new(batches, loss)
+        .counting(batch as f64, "pairs")
+        .validate(|model: &EncoderDecoder| measure(model, &corpus, &inner));
+    let Some(mut run) = run else {
+        return job.estimate(&recipe, model, task, &plan);
+    };
+    let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
+
+    // 4. Save, report
+    let dir = run.dir().to_owned();
+    if recipe.model.relative.is_some() {
+        hf::save_t5(&dir, &recipe.model, &fitted.model).map_err(TrainError::other)?;
+    } else {
+        let config = json!({ "architecture": "encoder-decoder", "model": recipe.model });
+        weights::save(&fitted.model, &config, &dir)?;
+    }
+    corpus
+        .tokenizer
+        .save(dir.join("tokenizer.json"))
+        .map_err(TrainError::other)?;
+    let metrics = test_metrics(&fitted.validation);
+    Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
+}
+
+fn load(recipe: &Seq2seqRecipe, dir: &Path, device: &Device) -> Result<EncoderDecoder, TrainError> {
+    if recipe.model.relative.is_some() {
+        let (_, model) = hf::load_t5(dir, device).map_err(TrainError::other)?;
+        return Ok(model);
+    }
+    let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
+    weights::load(empty, dir)
+}
+
+/// Measures a run's model on the held-out pairs.
+///
+/// # Errors
+/// No weights.
+pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
+    let recipe = Seq2seqRecipe::parse(source)?;
+    let corpus = Corpus::open(&recipe)?;
+    let model = load(&recipe, &job.run, &job.device)?;
+    let metrics = measure(&model, &corpus, &job.device).map_err(TrainError::Other)?;
+    let mut evaluation = Evaluation::default();
+    for (name, value) in test_metrics(&metrics) {
+        let how = format!(
+            "{name}|n={}|decoding=greedy|split=held-out",
+            corpus.held_out.len()
+        );
+        evaluation.put(&name, value, how);
+    }
+    Ok(evaluation)
+}
+
+/// Loss in nats per token, and the share of answers that are right to the last character.
+fn measure(model: &EncoderDecoder, corpus: &Corpus, device: &Device) -> Result<Metrics, BoxError> {
+    let special = Special::of(&corpus.tokenizer)?;
+    let (mut nats, mut count, mut right) = (0.0, 0usize, 0usize);
+    for pairs in corpus.held_out.chunks(ROWS) {
+        let rows = Rows::new(pairs.iter(), special);
+        let tokens: usize = rows.targets.iter().map(|target| target.len() + 1).sum();
+        nats += f64::from(rows.loss(model, device).into_scalar::<f32>()) * tokens as f64;
+        count += tokens;
+        let answers = rows.answers(model, device);
+        right += answers
+            .iter()
+            .zip(&rows.targets)
+            .filter(|(a, b)| a == b)
+            .count();
+    }
+    Ok(Metrics::from([
+        ("loss".to_owned(), nats / count as f64),
+        (
+            "exact".to_owned(),
+            right as f64 / corpus.held_out.len() as f64,
+        ),
+    ]))
+}
+
+/// The answer to the prompt.
+pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
+    let recipe = Seq2seqRecipe::parse(source)?;
+    (job.say)("loading the model");
+    let model = load(&recipe, &job.model, &job.device)?;
+    let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
+    let prompt = job
+        .text
+        .prompt
+        .filter(|prompt| !prompt.is_empty())
+        .ok_or_else(|| TrainError::other("answer what? give the text to read with --prompt"))?;
+    let source = tokenizer.encode(&prompt).map_err(TrainError::other)?;
+    if source.len() > model.seq_len() {
+        return Err(TrainError::other(format!(
+            "the prompt has {} tokens, {} more than the model reads",
+            source.len(),
+            source.len() - model.seq_len()
+        )));
+    }
+    let pair = Ids {
+        source,
+        target: Vec::new(),
+    };
+    let rows = Rows::new(std::iter::once(&pair), Special::of(&tokenizer)?);
+    let ids = rows.answers(&model, &job.device).remove(0);
+    let text = tokenizer.decode(&ids).map_err(TrainError::other)?;
+    let _ = (job.on_text)(&text);
+    let _ = (job.on_text)("\n");
+    Ok(vec![Made::Text { prompt, text, ids }])
+}
