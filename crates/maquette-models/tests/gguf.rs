@@ -187,6 +187,43 @@ fn models_come_back() {
     }
 }
 
+#[test]
+fn what_a_file_cannot_say_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("model.gguf");
+    let yarn = |beta_fast| GptConfig {
+        rope_scaling: Some(RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_position_embeddings: 4,
+            beta_fast,
+            beta_slow: 1.0,
+            attention_factor: None,
+            truncate: true,
+        }),
+        ..models()[1].clone()
+    };
+    let save = |config: GptConfig| {
+        let model = config.init(&Device::flex(), &mut rng(1, Stream::Init, 0));
+        gguf::save(
+            &path,
+            &config,
+            &model,
+            Mix::All(Format::F32),
+            Metadata::new(),
+        )
+    };
+    save(yarn(32.0)).unwrap();
+    let (again, _) = gguf::load(&File::open(&path).unwrap(), &Device::flex()).unwrap();
+    assert_eq!(again.rope_scaling, yarn(32.0).rope_scaling);
+    let refused = save(yarn(16.0)).unwrap_err().to_string();
+    assert!(refused.contains("beta_fast: 16"), "{refused}");
+    let window = GptConfig {
+        window: Some(4),
+        ..models()[1].clone()
+    };
+    assert!(save(window).unwrap_err().to_string().contains("window"));
+}
+
 fn written() -> (TempDir, PathBuf, Vec<u8>) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("model.gguf");

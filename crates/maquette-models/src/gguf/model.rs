@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use burn::tensor::{Device, TensorData};
+use maquette_nn::RopeScaling;
 use serde_json::{Value as Json, json};
 
 use super::{Encoded, File, Format, Metadata, Value, write};
@@ -318,26 +319,29 @@ fn metadata(path: &Path, config: &GptConfig, family: Family) -> Result<Metadata,
     put("attention.value_length", size(config.head_width()));
     put("rope.dimension_count", size(config.head_width()));
     put("rope.freq_base", number(config.rope_theta));
-    if let Some(scaling) = &config.rope_scaling {
-        let scaling = json!(scaling);
-        let kind = scaling["rope_type"]
-            .as_str()
-            .unwrap_or("unknown")
-            .to_owned();
-        if !["linear", "yarn"].contains(&kind.as_str()) {
-            return Err(unsupported(path, format!("rope scaling {kind}")));
+    match config.rope_scaling {
+        None => {}
+        Some(RopeScaling::Linear { factor }) => {
+            put("rope.scaling.type", text("linear"));
+            put("rope.scaling.factor", number(factor));
         }
-        put("rope.scaling.type", text(&kind));
-        put(
-            "rope.scaling.factor",
-            number(scaling["factor"].as_f64().unwrap_or(1.0)),
-        );
-        if let Some(original) = scaling["original_max_position_embeddings"].as_u64() {
+        // A file has no keys for the other settings, so they must be the usual ones.
+        Some(RopeScaling::Yarn {
+            factor,
+            original_max_position_embeddings,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            attention_factor: None,
+            truncate: true,
+        }) => {
+            put("rope.scaling.type", text("yarn"));
+            put("rope.scaling.factor", number(factor));
             put(
                 "rope.scaling.original_context_length",
-                size(original as usize),
+                size(original_max_position_embeddings),
             );
         }
+        Some(other) => return Err(unsupported(path, format!("rope scaling {other:?}"))),
     }
     Ok(all)
 }
