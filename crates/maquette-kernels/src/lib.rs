@@ -30,6 +30,7 @@ mod matrix;
 pub mod optimizer;
 mod pool;
 mod precision;
+pub mod quant;
 pub mod roofline;
 mod rotary;
 mod row_norm;

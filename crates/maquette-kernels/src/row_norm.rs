@@ -233,6 +233,43 @@ vectorized! {
     }
 }
 
+/// [`layer_norm`] or, without an offset, [`rms_norm`] of rows on slices.
+///
+/// # Panics
+/// If the lengths disagree.
+pub(crate) fn rows(x: &[f32], gamma: &[f32], beta: Option<&[f32]>, epsilon: f32, out: &mut [f32]) {
+    let d = gamma.len();
+    assert!(
+        d > 0 && x.len().is_multiple_of(d) && out.len() == x.len(),
+        "norm: {} numbers in rows of {d} into {}",
+        x.len(),
+        out.len()
+    );
+    let zeros;
+    let (kind, beta) = match beta {
+        Some(beta) => (Kind::Layer, beta),
+        None => {
+            zeros = vec![0.0; d];
+            (Kind::Rms, &*zeros)
+        }
+    };
+    assert_eq!(beta.len(), d, "norm: one offset per feature");
+    let (isa, norm) = (Isa::detect(), Norm { kind, epsilon });
+    let work = |(out, x): (&mut [f32], &[f32])| {
+        let mut moments = [Moments::default(); ROWS];
+        // SAFETY: initialised floats may be overwritten as if they were not.
+        let out = unsafe { &mut *(out as *mut [f32] as *mut [MaybeUninit<f32>]) };
+        forward_rows(isa, norm, x, gamma, beta, &mut moments, out);
+    };
+    match x.len() <= ROWS * d {
+        true => work((out, x)),
+        false => out
+            .par_chunks_mut(ROWS * d)
+            .zip(x.par_chunks(ROWS * d))
+            .for_each(work),
+    }
+}
+
 #[derive(Debug)]
 struct NormBackward;
 

@@ -4,10 +4,9 @@
 //! [`File`] is the container, [`Format`] the number formats; [`load`] and [`save`] make a decoder of
 //! a file and a file of a decoder.
 
-mod blocks;
 mod model;
 
-pub use blocks::Format;
+pub use maquette_nn::quant::Format;
 pub use model::{Mix, load, save};
 
 use std::{
