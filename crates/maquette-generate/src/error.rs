@@ -34,6 +34,28 @@ pub enum GenerateError {
     /// The prompt has no token to start from.
     #[error("the prompt holds no token; give at least one character, or the model's start token")]
     EmptyPrompt,
+    /// A prompt that the context cannot hold.
+    #[error(
+        "the prompt has {length} tokens, {} more than the context of {context}; shorten it",
+        length - context
+    )]
+    PromptTooLong {
+        /// Its tokens.
+        length: usize,
+        /// The most there may be.
+        context: usize,
+    },
+    /// A draft model that cannot guess for the other.
+    #[error(
+        "the draft model has {theirs} tokens, the model {ours}: guesses need the same vocabulary; \
+         take a draft of the same family"
+    )]
+    Draft {
+        /// The model's vocabulary.
+        ours: usize,
+        /// The draft's.
+        theirs: usize,
+    },
     /// A token the model does not know.
     #[error(
         "token {token} is not below the model's vocabulary size of {vocab_size}: the tokenizer belongs to another model"

@@ -99,6 +99,17 @@ pub fn generation_config(file: &File) -> GenerationConfig {
     }
 }
 
+/// The token that a file wants before every text, if any: by its word, or, where it has none, as
+/// SentencePiece's models are used to.
+pub fn begins_with(file: &File) -> Option<u32> {
+    let find = |key: &str| file.metadata().get(&format!("tokenizer.ggml.{key}"));
+    let usual = find("model").and_then(Value::as_str) == Some("llama");
+    let wanted = find("add_bos_token")
+        .and_then(Value::as_bool)
+        .unwrap_or(usual);
+    generation_config(file).bos_token_id.filter(|_| wanted)
+}
+
 /// The inverse of [`generation_config`]: of several tokens that end a text, the first.
 pub fn add_generation_config(metadata: &mut Metadata, config: &GenerationConfig) {
     let eos = config

@@ -6,6 +6,7 @@
 //! were made.
 
 pub mod diffusion;
+pub mod engine;
 mod error;
 pub mod gguf;
 pub mod image;

@@ -9,9 +9,11 @@ use std::{
 
 use burn::tensor::Device;
 use maquette_generate::{
+    engine::{Engine, EngineOptions, Event, Request, Speculation, Weights},
     sampling::Decoding,
     text::{generate_ids, gpt},
 };
+use maquette_models::gguf::{self, Format, Metadata, Mix};
 use maquette_models::{hf, llama2c};
 use maquette_rng::{Stream, rng};
 
@@ -65,5 +67,41 @@ fn greedy_text_is_the_published_one() {
         let n = PUBLISHED.len();
         let ids = generate_ids(&mut gpt(&model), &[1], n, &greedy, random, go_on).unwrap();
         assert_eq!(ids, PUBLISHED);
+    }
+}
+
+#[test]
+fn the_engine_writes_it_from_every_kind_of_file() {
+    let Some(file) = file() else { return };
+    let (config, model) = llama2c::load(&file, &Device::flex()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    hf::save(dir.path(), &config, &model).unwrap();
+    let gguf = dir.path().join("model.gguf");
+    let mix = Mix::All(Format::F32);
+    gguf::save(&gguf, &config, &model, mix, Metadata::new()).unwrap();
+    let weights = [
+        Weights::of(&config, &model),
+        Weights::open(dir.path()).unwrap(),
+        Weights::open(&gguf).unwrap(),
+    ];
+    for weights in weights {
+        let mut engine = Engine::new(weights, EngineOptions::default());
+        let ask = |speculation| Request {
+            max_tokens: PUBLISHED.len(),
+            decoding: Decoding::greedy(),
+            speculation,
+            ..Request::new(vec![1])
+        };
+        let handles = [Speculation::Off, Speculation::Lookup(6)]
+            .map(|speculation| engine.submit(ask(speculation)).unwrap());
+        let mut texts = [Vec::new(), Vec::new()];
+        while engine.is_busy() {
+            for event in engine.step() {
+                if let Event::Token { request, token } = event {
+                    texts[usize::from(request == handles[1].id())].push(token.id);
+                }
+            }
+        }
+        assert_eq!(texts, [PUBLISHED, PUBLISHED]);
     }
 }

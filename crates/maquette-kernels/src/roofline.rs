@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use rayon::prelude::*;
 
+use crate::elementwise::vectorized;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
@@ -50,6 +51,38 @@ pub fn update_bandwidth() -> f64 {
             *to += from;
         }
     })
+}
+
+/// Bytes per second of reading an array far larger than the caches, on all threads: what decoding one
+/// text, which reads every weight once per token, cannot exceed.
+pub fn read_bandwidth() -> f64 {
+    const LEN: usize = 1 << 26;
+    const PART: usize = 1 << 16;
+    let isa = Isa::detect();
+    let from = vec![1.0f32; LEN];
+    best(|| {
+        let total: f32 = from.par_chunks(PART).map(|part| read(isa, part)).sum();
+        black_box(total);
+        (size_of::<f32>() * LEN) as f64
+    })
+}
+
+vectorized! {
+    fn read(part: &[f32]) -> f32 {
+        sum_of_blocks(part)
+    }
+}
+
+/// A sum in as many parts as loads can be on their way.
+#[inline(always)]
+fn sum_of_blocks(part: &[f32]) -> f32 {
+    let mut sums = [0.0; 128];
+    for block in part.as_chunks::<128>().0 {
+        for (sum, x) in sums.iter_mut().zip(block) {
+            *sum += x;
+        }
+    }
+    sums.iter().sum()
 }
 
 fn bandwidth(streams: usize, pass: impl Fn(&mut [f32], &[f32]) + Sync) -> f64 {

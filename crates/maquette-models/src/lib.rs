@@ -13,6 +13,7 @@ pub mod gpt;
 pub mod hf;
 pub mod llama2c;
 pub mod perceptron;
+pub mod raw;
 pub mod store;
 pub mod vae;
 
@@ -27,4 +28,5 @@ pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use error::ModelError;
 pub use gpt::{Gpt, GptConfig};
 pub use maquette_nn as nn;
+pub use raw::{RawTensor, RawWeights};
 pub use vae::{Vae, VaeConfig, VaeLoss};

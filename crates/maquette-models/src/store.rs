@@ -16,7 +16,9 @@ use burn::{
 };
 use safetensors::{Dtype, SafeTensors};
 
-use crate::error::ModelError;
+use maquette_nn::quant::Format;
+
+use crate::{error::ModelError, raw::RawTensor};
 
 /// Named 32-bit float tensors, as they stand in a file.
 pub type Tensors = BTreeMap<String, TensorData>;
@@ -171,19 +173,14 @@ pub(crate) fn read_as(
     rename: impl Fn(&str) -> Option<String>,
 ) -> Result<(Tensors, Metadata), ModelError> {
     let bytes = fs::read(path).map_err(ModelError::io(path))?;
-    let corrupt = |reason: safetensors::SafeTensorError| ModelError::Corrupt {
-        path: path.to_owned(),
-        format: "safetensors",
-        reason: reason.to_string(),
-    };
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(corrupt)?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(corrupt(path))?;
     let metadata = header
         .metadata()
         .clone()
         .unwrap_or_default()
         .into_iter()
         .collect();
-    let file = SafeTensors::deserialize(&bytes).map_err(corrupt)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(corrupt(path))?;
     let mut tensors = Tensors::new();
     for (name, view) in file.iter() {
         let Some(renamed) = rename(name) else {
@@ -194,19 +191,72 @@ pub(crate) fn read_as(
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             Dtype::F64 => DType::F64,
-            other => {
-                return Err(ModelError::Unsupported {
-                    path: path.to_owned(),
-                    what: format!("tensor `{name}` of type {other:?}"),
-                    supported: "F64, F32, F16, BF16",
-                });
-            }
+            other => return Err(not_floats(path, name, other)),
         };
         let bytes = burn::tensor::Bytes::from_bytes_vec(view.data().to_vec());
         let data = TensorData::from_bytes(bytes, view.shape().to_vec(), dtype);
         tensors.insert(renamed, data.convert::<f32>());
     }
     Ok((tensors, metadata))
+}
+
+/// Named tensors where they lie in a mapped file, with their shapes.
+pub(crate) type Mapped = BTreeMap<String, (RawTensor, Vec<usize>)>;
+
+/// As [`read_as`], without reading: only 64-bit numbers are copied, as 32-bit ones.
+pub(crate) fn map_as(
+    path: &Path,
+    rename: impl Fn(&str) -> Option<String>,
+) -> Result<Mapped, ModelError> {
+    let bytes = maquette_nn::map(path).map_err(ModelError::io(path))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(corrupt(path))?;
+    let mut tensors = Mapped::new();
+    for (name, view) in file.iter() {
+        let Some(renamed) = rename(name) else {
+            continue;
+        };
+        let start = view.data().as_ptr().addr() - bytes.as_ptr().addr();
+        let data = bytes.slice(start..start + view.data().len());
+        let mut data = data.expect("a view of these bytes");
+        let format = match view.dtype() {
+            Dtype::F32 => Format::F32,
+            Dtype::F16 => Format::F16,
+            Dtype::BF16 => Format::Bf16,
+            Dtype::F64 => {
+                let numbers = data.as_chunks::<8>().0.iter();
+                let narrow = |number: &[u8; 8]| (f64::from_le_bytes(*number) as f32).to_le_bytes();
+                data = numbers.flat_map(narrow).collect::<Vec<u8>>().into();
+                Format::F32
+            }
+            other => return Err(not_floats(path, name, other)),
+        };
+        let shape = view.shape().to_vec();
+        let columns = shape.last().copied().unwrap_or(1);
+        let tensor = RawTensor {
+            format,
+            rows: shape[..shape.len().saturating_sub(1)].iter().product(),
+            columns,
+            bytes: data,
+        };
+        tensors.insert(renamed, (tensor, shape));
+    }
+    Ok(tensors)
+}
+
+fn corrupt(path: &Path) -> impl Fn(safetensors::SafeTensorError) -> ModelError {
+    move |reason| ModelError::Corrupt {
+        path: path.to_owned(),
+        format: "safetensors",
+        reason: reason.to_string(),
+    }
+}
+
+fn not_floats(path: &Path, name: &str, dtype: Dtype) -> ModelError {
+    ModelError::Unsupported {
+        path: path.to_owned(),
+        what: format!("tensor `{name}` of type {dtype:?}"),
+        supported: "F64, F32, F16, BF16",
+    }
 }
 
 struct Collect {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Int, Tensor};
 use maquette_models::gguf::{self, File, Format, Metadata, Mix, Value};
-use maquette_models::{Gpt, GptConfig, ModelError};
+use maquette_models::gpt::Experts;
+use maquette_models::{Gpt, GptConfig, ModelError, RawWeights};
 use maquette_nn::RopeScaling;
 use maquette_rng::{Stream, normal, rng};
 use proptest::prelude::*;
@@ -125,6 +126,24 @@ fn models() -> Vec<GptConfig> {
         },
         GptConfig {
             rope_scaling: Some(RopeScaling::Linear { factor: 4.0 }),
+            ..llama.clone()
+        },
+        GptConfig {
+            rope_scaling: Some(RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_position_embeddings: 32,
+            }),
+            ..llama.clone()
+        },
+        // Mixtral; every token passes all, so that rounding sends none elsewhere.
+        GptConfig {
+            experts: Some(Experts {
+                count: 3,
+                active: 3,
+                ..Experts::default()
+            }),
             ..llama
         },
     ]
@@ -240,7 +259,11 @@ fn written() -> (TempDir, PathBuf, Vec<u8>) {
 
 fn open(path: &PathBuf, bytes: &[u8]) -> Result<(), ModelError> {
     std::fs::write(path, bytes).unwrap();
-    gguf::load(&File::open(path)?, &Device::flex()).map(|_| ())
+    let file = File::open(path)?;
+    let mapped = RawWeights::gguf(&file).map(|_| ());
+    let loaded = gguf::load(&file, &Device::flex()).map(|_| ());
+    assert_eq!(mapped.is_ok(), loaded.is_ok(), "{mapped:?} {loaded:?}");
+    loaded
 }
 
 #[test]

@@ -42,7 +42,7 @@ impl MlpKind {
     }
 
     /// The curve between the projections.
-    fn curve(self) -> Curve {
+    pub fn curve(self) -> Curve {
         match self {
             Self::Gelu | Self::Geglu => Curve::GeluTanh,
             Self::GeluExact => Curve::Gelu,

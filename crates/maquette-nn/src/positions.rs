@@ -8,6 +8,12 @@ use burn::tensor::{Device, Tensor, TensorData};
 /// # Shapes
 /// - output: `[seq_len, d_model]`
 pub fn sinusoids(seq_len: usize, d_model: usize, device: &Device) -> Tensor<2> {
+    let values = waves(seq_len, d_model);
+    Tensor::from_data(TensorData::new(values, [seq_len, d_model]), device)
+}
+
+/// The numbers of [`sinusoids`], row by row.
+pub fn waves(seq_len: usize, d_model: usize) -> Vec<f32> {
     let value = |position: usize, feature: usize| {
         let power = (feature - feature % 2) as f64 / d_model as f64;
         let angle = position as f64 / 10_000f64.powf(power);
@@ -19,8 +25,7 @@ pub fn sinusoids(seq_len: usize, d_model: usize, device: &Device) -> Tensor<2> {
         wave as f32
     };
     let row = |position| (0..d_model).map(move |feature| value(position, feature));
-    let values: Vec<f32> = (0..seq_len).flat_map(row).collect();
-    Tensor::from_data(TensorData::new(values, [seq_len, d_model]), device)
+    (0..seq_len).flat_map(row).collect()
 }
 
 /// The slopes of ALiBi (Press et al. 2021, arXiv:2108.12409): a geometric sequence from

@@ -168,6 +168,16 @@ impl RopeScaling {
     }
 }
 
+/// The angle of each pair of features per position, and what cosines and sines are multiplied by.
+pub fn frequencies(d_head: usize, theta: f64, scaling: Option<&RopeScaling>) -> (Vec<f64>, f64) {
+    let frequency = |i: usize| {
+        let plain = theta.powf(-2.0 * i as f64 / d_head as f64);
+        scaling.map_or(plain, |scaling| scaling.stretch(plain, i, d_head, theta))
+    };
+    let gain = scaling.map_or(1.0, RopeScaling::attention_factor);
+    ((0..d_head / 2).map(frequency).collect(), gain)
+}
+
 /// Rotates the pair `(x[i], x[i + d_head / 2])` by `position * theta^(-2 i / d_head)`.
 ///
 /// The two halves of a head are paired, not neighbours: this is how Hugging Face stores the weights
@@ -193,12 +203,7 @@ impl Rope {
         device: &Device,
     ) -> Self {
         let half = d_head / 2;
-        let frequency = |i: usize| {
-            let plain = theta.powf(-2.0 * i as f64 / d_head as f64);
-            scaling.map_or(plain, |scaling| scaling.stretch(plain, i, d_head, theta))
-        };
-        let frequencies: Vec<f64> = (0..half).map(frequency).collect();
-        let gain = scaling.map_or(1.0, RopeScaling::attention_factor);
+        let (frequencies, gain) = frequencies(d_head, theta, scaling);
         let table = |f: fn(f64) -> f64| {
             let row = |position| {
                 let angle = move |frequency: &f64| (gain * f(position as f64 * frequency)) as f32;

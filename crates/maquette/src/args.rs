@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use maquette::generate::sampling::Order;
 
@@ -503,6 +504,19 @@ pub(crate) enum BenchCommand {
         after_help = "Examples:\n  maquette bench kernels\n  maquette bench kernels pictures --json"
     )]
     Kernels(BenchKernelsArgs),
+    /// A language model reading prompts and writing text, beside llama.cpp.
+    #[command(
+        after_help = "Examples:\n  maquette bench decode --model model.gguf\n  maquette bench decode --random tinyllama-1.1b --peer llama.cpp/build/bin/llama-bench --sequences 8 --json\n\nbench/README.md says what is measured."
+    )]
+    Decode(BenchDecodeArgs),
+    /// How well GGUF files know a text, by llama.cpp's rule and beside it.
+    #[command(
+        after_help = "Example:\n  maquette bench perplexity --model stories.gguf --text valid.txt --peer llama.cpp/build/bin/llama-perplexity"
+    )]
+    Perplexity(BenchPerplexityArgs),
+    /// Our side of `bench decode`, answering line by line.
+    #[command(hide = true)]
+    DecodeWorker(BenchDecodeWorkerArgs),
     /// One side of a suite, answering line by line; `bench train` starts it.
     #[command(hide = true)]
     Worker(BenchWorkerArgs),
@@ -557,6 +571,88 @@ pub(crate) struct BenchTrainArgs {
     /// Length of a block, in seconds; at least one step is taken.
     #[arg(long, value_name = "S", default_value_t = 1.0)]
     pub(crate) seconds: f64,
+}
+
+/// The name of a value as the command line spells it.
+pub(crate) fn spelled(value: &impl ValueEnum) -> String {
+    let value = value.to_possible_value();
+    value.map_or(String::new(), |value| value.get_name().to_owned())
+}
+
+/// `maquette bench decode`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeArgs {
+    /// The models: GGUF files, Hugging Face or run folders (the peer reads GGUF only).
+    #[arg(long = "model", value_name = "FILE", num_args = 1.., conflicts_with = "random")]
+    pub(crate) models: Vec<PathBuf>,
+    /// Made-up weights of this shape, in a file of each of --types.
+    #[arg(long, value_enum, value_name = "SHAPE")]
+    pub(crate) random: Option<RandomShape>,
+    /// Number formats of the made-up models.
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        default_value = "f16,bf16,q8_0,q4_0,q4_k_m",
+        value_parser = ["f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q4_0", "q4_k_m"]
+    )]
+    pub(crate) types: Vec<String>,
+    /// Where made-up models are kept; they are written once.
+    #[arg(long, value_name = "DIR", default_value = "bench-models")]
+    pub(crate) folder: PathBuf,
+    /// llama.cpp's llama-bench, to take turns with; with --sequences the llama-batched-bench beside it.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) peer: Option<PathBuf>,
+    /// Also so many texts at once, of 100-token prompts and 64 new tokens each.
+    #[arg(long, value_name = "N")]
+    pub(crate) sequences: Option<usize>,
+    /// Tokens of the prompt that is read.
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) prompt: usize,
+    /// Tokens that are written.
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) tokens: usize,
+    /// Rounds; in each, ours is measured once and then the peer.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+}
+
+/// `maquette bench perplexity`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchPerplexityArgs {
+    /// The GGUF files, with tokenizers.
+    #[arg(long = "model", value_name = "FILE", num_args = 1.., required = true)]
+    pub(crate) models: Vec<PathBuf>,
+    /// The text (UTF-8).
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens of a piece.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(4..).map(|n| n as usize))]
+    pub(crate) context: usize,
+    /// Read so many pieces only.
+    #[arg(long, value_name = "N")]
+    pub(crate) pieces: Option<usize>,
+    /// llama.cpp's llama-perplexity.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) peer: Option<PathBuf>,
+}
+
+/// Shapes of made-up models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RandomShape {
+    /// 1.1 billion weights: 22 layers, 2048 wide, 32 heads of which groups of 8 share keys.
+    #[value(name = "tinyllama-1.1b")]
+    Tinyllama,
+    /// 110 million: 12 layers, 768 wide, 12 heads.
+    #[value(name = "llama-110m")]
+    Llama110m,
+}
+
+/// The hidden `maquette bench decode-worker`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchDecodeWorkerArgs {
+    /// The model.
+    pub(crate) model: PathBuf,
 }
 
 /// `maquette bench kernels`.

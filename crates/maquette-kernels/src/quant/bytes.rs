@@ -12,6 +12,24 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// All that `owner` holds.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>) -> Self {
+        Self {
+            range: 0..(*owner).as_ref().len(),
+            owner,
+        }
+    }
+
+    /// Bytes `range` of these; none if there are fewer.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        self.get(range.clone())?;
+        let start = self.range.start;
+        Some(Self {
+            owner: self.owner.clone(),
+            range: start + range.start..start + range.end,
+        })
+    }
+
     /// Bytes `range` of what `owner` holds; none if it holds fewer.
     pub fn part(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
         (*owner).as_ref().get(range.clone())?;

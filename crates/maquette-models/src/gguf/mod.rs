@@ -5,20 +5,25 @@
 //! a file and a file of a decoder.
 
 mod model;
+mod names;
+mod rope;
 
 pub use maquette_nn::quant::Format;
-pub use model::{Mix, load, save};
+pub use model::{Mix, load, save, save_random};
+pub(crate) use model::{config, pairs_are_neighbours};
+pub(crate) use names::{Place, place};
+pub(crate) use rope::FACTORS as ROPE_FACTORS;
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{BufWriter, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
 };
 
 use burn::tensor::TensorData;
+use maquette_nn::quant::Bytes;
 
-use crate::{error::ModelError, store};
+use crate::{error::ModelError, raw::RawTensor, store};
 
 /// The first four bytes of a file.
 pub const MAGIC: &[u8; 4] = b"GGUF";
@@ -161,19 +166,19 @@ struct Entry {
 #[derive(Debug)]
 pub struct File {
     path: PathBuf,
-    bytes: Vec<u8>,
+    bytes: Bytes,
     metadata: Metadata,
     tensors: BTreeMap<String, Entry>,
 }
 
 impl File {
-    /// Reads a file and checks that every tensor lies inside it.
+    /// Maps a file into memory and checks that every tensor lies inside it.
     ///
     /// # Errors
     /// [`ModelError::Io`], [`ModelError::Corrupt`], or [`ModelError::Unsupported`] (another version,
     /// big-endian numbers, a number format that [`Format`] lacks).
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let bytes = fs::read(path).map_err(ModelError::io(path))?;
+        let bytes = maquette_nn::map(path).map_err(ModelError::io(path))?;
         let mut reader = Reader {
             bytes: &bytes,
             at: 0,
@@ -213,25 +218,56 @@ impl File {
         entry.format.decode(bytes, &mut numbers);
         Some(TensorData::new(numbers, entry.shape.clone()))
     }
+
+    /// A tensor where it lies, with its shape, or one of the experts stacked in it.
+    pub(crate) fn raw(&self, place: &Place) -> Option<(RawTensor, Vec<usize>)> {
+        let entry = self.tensors.get(&place.name)?;
+        let (mut range, mut shape) = (entry.range.clone(), entry.shape.clone());
+        if let Some(expert) = place.expert {
+            let [count, ..] = shape[..] else { return None };
+            let each = range.len() / count;
+            range = range.start + expert * each..range.start + (expert + 1) * each;
+            shape.remove(0);
+            if expert >= count || shape.is_empty() {
+                return None;
+            }
+        }
+        let tensor = RawTensor {
+            format: entry.format,
+            rows: shape[..shape.len() - 1].iter().product(),
+            columns: shape[shape.len() - 1],
+            bytes: self.bytes.slice(range)?,
+        };
+        Some((tensor, shape))
+    }
 }
 
 /// A tensor to be written.
-pub(crate) struct Encoded {
+pub(crate) struct Head {
     pub(crate) name: String,
     /// Rows first.
     pub(crate) shape: Vec<usize>,
     pub(crate) format: Format,
-    pub(crate) bytes: Vec<u8>,
 }
 
-/// Writes a file of version 3. Equal contents give equal bytes.
+impl Head {
+    fn bytes(&self) -> usize {
+        let numbers: usize = self.shape.iter().product();
+        let (length, bytes) = self.format.block();
+        numbers / length * bytes
+    }
+}
+
+/// Writes a file of version 3; `fill` writes the blocks of each tensor in turn, and nothing else.
+/// Equal contents give equal bytes.
 ///
 /// # Errors
 /// [`ModelError::Io`]; the old file, if any, is then untouched.
 pub(crate) fn write(
     path: &Path,
     metadata: &Metadata,
-    tensors: &[Encoded],
+    tensors: &[Head],
+    mut fill: impl FnMut(&Head, &mut dyn Write) -> io::Result<()>,
 ) -> Result<(), ModelError> {
     let mut head = MAGIC.to_vec();
     head.extend(3u32.to_le_bytes());
@@ -250,15 +286,15 @@ pub(crate) fn write(
         head.extend(sizes.flat_map(|size| (*size as u64).to_le_bytes()));
         head.extend(tensor.format.id().to_le_bytes());
         head.extend((offset as u64).to_le_bytes());
-        offset += tensor.bytes.len().next_multiple_of(ALIGNMENT);
+        offset += tensor.bytes().next_multiple_of(ALIGNMENT);
     }
     head.resize(head.len().next_multiple_of(ALIGNMENT), 0);
     store::replace(path, |file| {
         let mut file = BufWriter::new(file);
         file.write_all(&head)?;
         for tensor in tensors {
-            file.write_all(&tensor.bytes)?;
-            let filling = tensor.bytes.len().next_multiple_of(ALIGNMENT) - tensor.bytes.len();
+            fill(tensor, &mut file)?;
+            let filling = tensor.bytes().next_multiple_of(ALIGNMENT) - tensor.bytes();
             file.write_all(&[0; ALIGNMENT][..filling])?;
         }
         file.flush()

@@ -5,13 +5,15 @@
 //! files of architecture `llama`, the rows of queries and keys, whose rotated pairs it has side by
 //! side instead of half a head apart.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use burn::tensor::{Device, TensorData};
 use maquette_nn::RopeScaling;
+use maquette_rng::{Rng, normal};
 use serde_json::{Value as Json, json};
 
-use super::{Encoded, File, Format, Metadata, Value, write};
+use super::names::{experts, heads_of, is_linear, place, to_hugging_face};
+use super::{File, Format, Head, Metadata, Value, rope, write};
 use crate::{
     error::ModelError,
     gpt::{Gpt, GptConfig},
@@ -20,8 +22,8 @@ use crate::{
 };
 
 /// Architectures read and written, for messages.
-const SUPPORTED: &str =
-    "llama (Llama, Mistral), qwen2, qwen3 and gpt2, with rotary positions plain, linear or yarn";
+const SUPPORTED: &str = "llama (Llama, Mistral, Mixtral), qwen2, qwen3 and gpt2, with rotary positions plain, linear, \
+     yarn or Llama 3's";
 
 /// Which format each matrix of a file has, under llama.cpp's name for the whole. Vectors and learnt
 /// positions are always 32-bit floats.
@@ -67,10 +69,11 @@ impl Mix {
 
     /// The format of a tensor; the next larger one where a row is not of whole blocks.
     fn format(self, name: &str, shape: &[usize], depth: usize, tied: bool) -> Format {
-        let [_, columns] = shape else {
+        let [_, .., columns] = shape else {
             return Format::F32;
         };
-        if name.starts_with("position_embd") {
+        // The router is small, and what it says decides much.
+        if name.starts_with("position_embd") || name.contains("ffn_gate_inp") {
             return Format::F32;
         }
         let head = name == "output.weight" || tied && name == "token_embd.weight";
@@ -96,7 +99,7 @@ impl Mix {
         let kind = parts.next();
         let more =
             layer < depth / 8 || layer >= 7 * depth / 8 || (layer.wrapping_sub(depth / 8)) % 3 == 2;
-        more && matches!(kind, Some("attn_v" | "ffn_down"))
+        more && matches!(kind, Some("attn_v" | "ffn_down" | "ffn_down_exps"))
     }
 }
 
@@ -107,13 +110,22 @@ impl Mix {
 /// [`ModelError::Config`], [`ModelError::Names`] or [`ModelError::Shape`].
 pub fn load(file: &File, device: &Device) -> Result<(GptConfig, Gpt), ModelError> {
     let path = file.path();
-    let (family, config) = hf::parse_config(path, config_json(file)?)?;
-    let permuted = architecture(file)? == "llama";
+    let (config, family) = self::config(file)?;
+    let permuted = pairs_are_neighbours(file)?;
     let mut theirs = Tensors::new();
     for (name, ..) in file.tensors() {
         let Some(data) = file.tensor(name) else {
             continue;
         };
+        // Of this the configuration knows.
+        if name == rope::FACTORS {
+            continue;
+        }
+        let count = config.experts.map_or(0, |experts| experts.count);
+        if let Some(names) = experts(name, count) {
+            theirs.extend(names.into_iter().zip(unstacked(data, count)));
+            continue;
+        }
         let Some(plain) = to_hugging_face(name, family) else {
             return Err(unsupported(path, format!("tensor `{name}`")));
         };
@@ -143,18 +155,12 @@ pub fn save(
     extra: Metadata,
 ) -> Result<(), ModelError> {
     let (family, theirs) = hf::to_tensors(config, model, path)?;
-    let mut metadata = metadata(path, config, family)?;
-    metadata.insert("general.file_type".into(), Value::U32(mix.file_type()));
-    if mix.quantised() {
-        metadata.insert("general.quantization_version".into(), Value::U32(2));
-    }
-    metadata.insert("tokenizer.ggml.model".into(), text("none"));
-    metadata.extend(extra);
+    let metadata = file_metadata(path, config, family, mix, extra)?;
     let permuted = architecture_of(family) == "llama";
-    let mut tensors = Vec::new();
+    let mut tensors: BTreeMap<String, Vec<TensorData>> = BTreeMap::new();
     for (plain, data) in theirs {
-        let name = from_hugging_face(&plain, family)
-            .ok_or_else(|| unsupported(path, format!("parameter `{plain}`")))?;
+        let place = place(&plain, family);
+        let place = place.ok_or_else(|| unsupported(path, format!("parameter `{plain}`")))?;
         let data = match () {
             () if family == Family::Gpt2 && is_linear(&plain) => transposed(data),
             () if permuted => match heads_of(&plain, config) {
@@ -163,17 +169,115 @@ pub fn save(
             },
             () => data,
         };
-        let shape = data.shape().to_vec();
+        let stack = tensors.entry(place.name).or_default();
+        // Names come in the order of their letters, which for experts is not that of numbers.
+        let at = place.expert.unwrap_or(0);
+        stack.resize_with(stack.len().max(at + 1), || TensorData::zeros::<f32, _>([0]));
+        stack[at] = data;
+    }
+    if let Some(factors) = rope::factors(config) {
+        let shape = [factors.len()];
+        tensors.insert(rope::FACTORS.into(), vec![TensorData::new(factors, shape)]);
+    }
+    let head = |(name, parts): (&String, &Vec<TensorData>)| {
+        let mut shape = parts[0].shape().to_vec();
+        if name.contains("_exps.") {
+            shape.insert(0, parts.len());
+        }
+        Head {
+            format: mix.format(name, &shape, config.n_layers, config.tied_head),
+            name: name.clone(),
+            shape,
+        }
+    };
+    let heads: Vec<Head> = tensors.iter().map(head).collect();
+    write(path, &metadata, &heads, |head, file| {
+        tensors[&head.name].iter().try_for_each(|part| {
+            let numbers: Vec<f32> = part.iter().collect();
+            file.write_all(&head.format.encode(&numbers))
+        })
+    })
+}
+
+/// Writes a decoder of this shape with random weights, the same few rows over and over: a file to
+/// measure speed with, of any size in little memory.
+///
+/// # Errors
+/// As [`save`].
+pub fn save_random(
+    path: &Path,
+    config: &GptConfig,
+    mix: Mix,
+    extra: Metadata,
+    rng: &mut Rng,
+) -> Result<(), ModelError> {
+    const ROWS: usize = 61;
+    config.validate()?;
+    let family = hf::family(config, path)?;
+    let metadata = file_metadata(path, config, family, mix, extra)?;
+    let parts = hf::parts(config, family, usize::MAX, path)?;
+    let head = |part: hf::Part| {
+        let place = place(&part.theirs, family).filter(|place| place.expert.is_none());
+        let place = place.ok_or_else(|| unsupported(path, format!("made-up `{}`", part.theirs)))?;
+        let (name, mut shape) = (place.name, part.shape);
+        if part.turned {
+            shape.reverse();
+        }
         let format = mix.format(&name, &shape, config.n_layers, config.tied_head);
-        let numbers: Vec<f32> = data.iter().collect();
-        tensors.push(Encoded {
+        Ok(Head {
             name,
             shape,
             format,
-            bytes: format.encode(&numbers),
+        })
+    };
+    let heads = parts
+        .into_iter()
+        .map(head)
+        .collect::<Result<Vec<_>, ModelError>>()?;
+    let mut known: BTreeMap<(u32, usize), Vec<u8>> = BTreeMap::new();
+    write(path, &metadata, &heads, |head, file| {
+        let [rows, columns] = match head.shape[..] {
+            [rows, columns] => [rows, columns],
+            // Gains of one.
+            _ => return file.write_all(&head.format.encode(&vec![1.0; head.shape[0]])),
+        };
+        let some = known.entry((head.format.id(), columns)).or_insert_with(|| {
+            let mut numbers = normal(rng, ROWS * columns);
+            numbers.iter_mut().for_each(|x| *x *= 0.02);
+            head.format.encode(&numbers)
         });
+        let row = some.len() / ROWS;
+        (0..rows).try_for_each(|i| file.write_all(&some[i % ROWS * row..][..row]))
+    })
+}
+
+/// All metadata of a file.
+fn file_metadata(
+    path: &Path,
+    config: &GptConfig,
+    family: Family,
+    mix: Mix,
+    extra: Metadata,
+) -> Result<Metadata, ModelError> {
+    let mut metadata = metadata(path, config, family)?;
+    metadata.insert("general.file_type".into(), Value::U32(mix.file_type()));
+    if mix.quantised() {
+        metadata.insert("general.quantization_version".into(), Value::U32(2));
     }
-    write(path, &metadata, &tensors)
+    metadata.insert("tokenizer.ggml.model".into(), text("none"));
+    metadata.extend(extra);
+    Ok(metadata)
+}
+
+/// The configuration in a file's metadata, and whose layout it maps to.
+pub(crate) fn config(file: &File) -> Result<(GptConfig, Family), ModelError> {
+    let (family, config) = hf::parse_config(file.path(), config_json(file)?)?;
+    Ok((config, family))
+}
+
+/// Whether the file has rotated features side by side.
+pub(crate) fn pairs_are_neighbours(file: &File) -> Result<bool, ModelError> {
+    Ok(architecture(file)? == "llama")
 }
 
 fn unsupported(path: &Path, what: impl Into<String>) -> ModelError {
@@ -249,12 +353,22 @@ fn config_json(file: &File) -> Result<Json, ModelError> {
     {
         return Err(unsupported(path, "rotary positions on part of a head"));
     }
-    if find("expert_count")
-        .and_then(Value::as_u64)
-        .is_some_and(|experts| experts > 0)
-    {
-        return Err(unsupported(path, "a mixture of experts"));
+    let experts = find("expert_count").and_then(Value::as_u64);
+    let experts = experts.filter(|experts| *experts > 0);
+    if experts.is_some() && name != "llama" {
+        return Err(unsupported(
+            path,
+            format!("a mixture of experts of architecture {name}"),
+        ));
     }
+    let stacked = shape("blk.0.ffn_gate_exps.weight").map(|shape| shape[0] as u64);
+    if experts != stacked {
+        return Err(unsupported(
+            path,
+            "a number of experts that is not that of its tensors",
+        ));
+    }
+    let factors = file.tensor(rope::FACTORS);
     let scaling = match find("rope.scaling.type").and_then(Value::as_str) {
         None | Some("none") => Json::Null,
         Some(kind @ ("linear" | "yarn")) => {
@@ -268,8 +382,25 @@ fn config_json(file: &File) -> Result<Json, ModelError> {
         }
         Some(other) => return Err(unsupported(path, format!("rope scaling {other}"))),
     };
+    let theta = number("rope.freq_base").unwrap_or(10_000.0);
+    let scaling = match factors {
+        None => scaling,
+        Some(_) if !scaling.is_null() => {
+            return Err(unsupported(
+                path,
+                "rope_freqs.weight beside another rope scaling",
+            ));
+        }
+        Some(factors) => {
+            let factors: Vec<f32> = factors.iter().collect();
+            let found = rope::scaling(&factors, d_head as usize, theta);
+            json!(found.ok_or_else(|| unsupported(path, "rope_freqs.weight of another scheme"))?)
+        }
+    };
     Ok(json!({
-        "model_type": name,
+        "model_type": if experts.is_some() { "mixtral" } else { name },
+        "num_local_experts": experts,
+        "num_experts_per_tok": find("expert_used_count").and_then(Value::as_u64),
         "vocab_size": vocab_size,
         "max_position_embeddings": size("context_length")?,
         "hidden_size": size("embedding_length")?,
@@ -279,7 +410,7 @@ fn config_json(file: &File) -> Result<Json, ModelError> {
         "head_dim": d_head,
         "intermediate_size": size("feed_forward_length")?,
         "rms_norm_eps": number("attention.layer_norm_rms_epsilon"),
-        "rope_theta": number("rope.freq_base").unwrap_or(10_000.0),
+        "rope_theta": theta,
         "rope_scaling": scaling,
         "attention_bias": name == "llama" && shape("blk.0.attn_q.bias").is_some(),
         "mlp_bias": shape("blk.0.ffn_down.bias").is_some(),
@@ -290,13 +421,12 @@ fn config_json(file: &File) -> Result<Json, ModelError> {
 /// The inverse of [`config_json`].
 fn metadata(path: &Path, config: &GptConfig, family: Family) -> Result<Metadata, ModelError> {
     let name = architecture_of(family);
-    if family == Family::Mixtral {
-        return Err(unsupported(path, "a mixture of experts"));
-    }
     if config.window.is_some_and(|window| window < config.seq_len) {
         return Err(unsupported(
             path,
-            "a sliding window shorter than the context",
+            format!(
+                "a sliding window shorter than the context, which llama.cpp has not for {name},"
+            ),
         ));
     }
     let size = |size: usize| Value::U32(size as u32);
@@ -319,8 +449,13 @@ fn metadata(path: &Path, config: &GptConfig, family: Family) -> Result<Metadata,
     put("attention.value_length", size(config.head_width()));
     put("rope.dimension_count", size(config.head_width()));
     put("rope.freq_base", number(config.rope_theta));
+    if let Some(experts) = &config.experts {
+        put("expert_count", size(experts.count));
+        put("expert_used_count", size(experts.active));
+    }
     match config.rope_scaling {
-        None => {}
+        // Llama 3's factors are a tensor.
+        None | Some(RopeScaling::Llama3 { .. }) => {}
         Some(RopeScaling::Linear { factor }) => {
             put("rope.scaling.type", text("linear"));
             put("rope.scaling.factor", number(factor));
@@ -346,84 +481,15 @@ fn metadata(path: &Path, config: &GptConfig, family: Family) -> Result<Metadata,
     Ok(all)
 }
 
-/// Names outside the blocks: Llama's, GPT-2's, llama.cpp's.
-const WHOLE: [[&str; 3]; 4] = [
-    ["model.embed_tokens", "wte", "token_embd"],
-    ["", "wpe", "position_embd"],
-    ["model.norm", "ln_f", "output_norm"],
-    ["lm_head", "lm_head", "output"],
-];
-
-/// Names inside a block.
-const BLOCK: [[&str; 3]; 12] = [
-    ["input_layernorm", "ln_1", "attn_norm"],
-    ["", "attn.c_attn", "attn_qkv"],
-    ["self_attn.q_proj", "", "attn_q"],
-    ["self_attn.k_proj", "", "attn_k"],
-    ["self_attn.v_proj", "", "attn_v"],
-    ["self_attn.o_proj", "attn.c_proj", "attn_output"],
-    ["self_attn.q_norm", "", "attn_q_norm"],
-    ["self_attn.k_norm", "", "attn_k_norm"],
-    ["post_attention_layernorm", "ln_2", "ffn_norm"],
-    ["mlp.gate_proj", "", "ffn_gate"],
-    ["mlp.up_proj", "mlp.c_fc", "ffn_up"],
-    ["mlp.down_proj", "mlp.c_proj", "ffn_down"],
-];
-
-/// What blocks are called before their number: by Llama, by GPT-2, by llama.cpp.
-const PREFIX: [&str; 3] = ["model.layers.", "h.", "blk."];
-
-/// Column of the tables above.
-const LLAMA_CPP: usize = 2;
-
-fn column(family: Family) -> usize {
-    usize::from(family == Family::Gpt2)
-}
-
-fn rename(name: &str, from: usize, to: usize) -> Option<String> {
-    let (stem, end) = name.rsplit_once('.')?;
-    let find = |table: &[[&str; 3]], stem: &str| {
-        let mut rows = table.iter().filter(|row| !row[from].is_empty());
-        let row = rows.find(|row| row[from] == stem)?;
-        Some(row[to].to_owned()).filter(|name| !name.is_empty())
-    };
-    match stem.strip_prefix(PREFIX[from]) {
-        None => Some(format!("{}.{end}", find(&WHOLE, stem)?)),
-        Some(rest) => {
-            let (layer, stem) = rest.split_once('.')?;
-            layer.parse::<usize>().ok()?;
-            Some(format!(
-                "{}{layer}.{}.{end}",
-                PREFIX[to],
-                find(&BLOCK, stem)?
-            ))
-        }
-    }
-}
-
-fn to_hugging_face(name: &str, family: Family) -> Option<String> {
-    rename(name, LLAMA_CPP, column(family))
-}
-
-fn from_hugging_face(name: &str, family: Family) -> Option<String> {
-    rename(name, column(family), LLAMA_CPP)
-}
-
-/// Whether this is one of GPT-2's matrices that it stores `[d_in, d_out]`.
-fn is_linear(plain: &str) -> bool {
-    plain.ends_with(".weight")
-        && ["attn.c_", "mlp.c_"]
-            .iter()
-            .any(|part| plain.contains(part))
-}
-
-/// How many heads the rows of a query or key projection belong to; none of another tensor.
-fn heads_of(plain: &str, config: &GptConfig) -> Option<usize> {
-    match () {
-        () if plain.contains("self_attn.q_proj") => Some(config.n_heads),
-        () if plain.contains("self_attn.k_proj") => Some(config.kv_heads()),
-        () => None,
-    }
+/// The parts of a stack.
+fn unstacked(data: TensorData, count: usize) -> Vec<TensorData> {
+    let shape = data.shape().to_vec();
+    let numbers: Vec<f32> = data.iter().collect();
+    let each = numbers.len() / count.max(1);
+    let parts = numbers.chunks_exact(each.max(1));
+    parts
+        .map(|part| TensorData::new(part.to_vec(), shape[1..].to_vec()))
+        .collect()
 }
 
 fn transposed(data: TensorData) -> TensorData {

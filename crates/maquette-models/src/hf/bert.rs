@@ -231,7 +231,7 @@ pub fn load_bert(dir: &Path, device: &Device) -> Result<(BertConfig, Bert), Mode
     let (path, theirs) = read_weights(dir, plain_name)?;
     config.pooler = theirs.contains_key("pooler.dense.weight");
     config.validate()?;
-    super::check_depth(config.n_layers, &theirs, &path)?;
+    super::check_depth(config.n_layers, theirs.len(), &path)?;
     let ours = assemble(&layout(&config), theirs, &path)?;
     let model = store::assign(config.init_empty(device), ours, &path)?;
     Ok((config, model))

@@ -303,7 +303,7 @@ fn rope_parameters(
 }
 
 /// The family whose code in `transformers` computes this model.
-pub(super) fn family(config: &GptConfig, path: &Path) -> Result<Family, ModelError> {
+pub(crate) fn family(config: &GptConfig, path: &Path) -> Result<Family, ModelError> {
     let ours = (config.positions, config.norm, config.mlp);
     let biases = (config.qkv_bias(), config.proj_bias(), config.mlp_bias());
     match ours {

@@ -212,6 +212,32 @@ pub(super) fn assemble(
     Ok(ours.collect())
 }
 
+/// One tensor of a folder and the parameter that it is, or is the next part of.
+pub(crate) struct Part {
+    pub(crate) ours: String,
+    pub(crate) theirs: String,
+    /// In the folder.
+    pub(crate) shape: Vec<usize>,
+    /// Whether the folder has this projection `[d_in, d_out]`.
+    pub(crate) turned: bool,
+}
+
+/// The tensors of a layout, parts of a parameter in their order.
+pub(super) fn parts(layout: &[Entry]) -> Vec<Part> {
+    let part = |entry: &Entry, (name, width): &(String, usize)| {
+        let embedding = ["tokens.weight", "positions.weight"].contains(&entry.ours.as_str());
+        Part {
+            ours: entry.ours.clone(),
+            theirs: name.clone(),
+            shape: entry.shape(*width),
+            turned: entry.rows.is_some() && !entry.transposed && !embedding,
+        }
+    };
+    let all = layout.iter();
+    all.flat_map(|entry| entry.theirs.iter().map(move |theirs| part(entry, theirs)))
+        .collect()
+}
+
 /// The inverse of [`assemble`].
 pub(super) fn disassemble(layout: &[Entry], ours: &Tensors) -> Tensors {
     let mut theirs = Tensors::new();

@@ -24,9 +24,10 @@ use burn::tensor::Device;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-pub(crate) use self::config::{Family, parse_config};
+pub(crate) use self::config::{Family, family, parse_config};
+pub(crate) use self::layout::Part;
 use self::{
-    config::{config_json, family, read_config},
+    config::{config_json, read_config},
     layout::{assemble, disassemble, full_name, layout, plain_name},
 };
 use crate::{
@@ -69,7 +70,7 @@ pub(crate) fn from_tensors(
     path: &Path,
     device: &Device,
 ) -> Result<Gpt, ModelError> {
-    check_depth(config.n_layers, &tensors, path)?;
+    check_depth(config.n_layers, tensors.len(), path)?;
     let ours = assemble(&layout(config, family), tensors, path)?;
     store::assign(config.init_empty(device), ours, path)
 }
@@ -87,13 +88,13 @@ pub(crate) fn to_tensors(
 
 /// Refuses more layers than there are tensors: a layer has several, so this bounds what a layout
 /// allocates by the file.
-fn check_depth(n_layers: usize, theirs: &Tensors, path: &Path) -> Result<(), ModelError> {
-    if n_layers <= theirs.len() {
+fn check_depth(n_layers: usize, n_tensors: usize, path: &Path) -> Result<(), ModelError> {
+    if n_layers <= n_tensors {
         return Ok(());
     }
     Err(ModelError::Names {
         path: path.to_owned(),
-        missing: vec![format!("layer {} of {n_layers}", theirs.len())],
+        missing: vec![format!("layer {n_tensors} of {n_layers}")],
         unexpected: vec![],
     })
 }
@@ -126,15 +127,47 @@ fn read_model<T: DeserializeOwned>(
     serde_json::from_value(value).map_err(ModelError::json(path))
 }
 
+/// The tensors that a decoder's folder, one with `n_tensors` of them, must hold; experts are several.
+pub(crate) fn parts(
+    config: &GptConfig,
+    family: Family,
+    n_tensors: usize,
+    path: &Path,
+) -> Result<Vec<Part>, ModelError> {
+    let experts = config.experts.map_or(1, |experts| experts.count);
+    check_depth(config.n_layers.saturating_mul(experts), n_tensors, path)?;
+    Ok(layout::parts(&layout(config, family)))
+}
+
+/// The configuration of a decoder's folder.
+pub(crate) fn read_folder_config(dir: &Path) -> Result<(GptConfig, Family), ModelError> {
+    let (family, config) = read_config(&dir.join(CONFIG))?;
+    Ok((config, family))
+}
+
+/// All weights of a decoder's folder where they lie, with their shapes, and the file that names them.
+pub(crate) fn map_weights(dir: &Path) -> Result<(PathBuf, store::Mapped), ModelError> {
+    read_files(dir, plain_name, |path| store::map_as(path, plain_name))
+}
+
 /// All weights of a folder under the names that `rename` gives them, and the file that names them.
 fn read_weights(
     dir: &Path,
     rename: impl Fn(&str) -> Option<String>,
 ) -> Result<(PathBuf, Tensors), ModelError> {
+    read_files(dir, &rename, |path| Ok(store::read_as(path, &rename)?.0))
+}
+
+/// The one file of a folder's weights, or all shards that its index names, as `read` reads each.
+fn read_files<T>(
+    dir: &Path,
+    rename: impl Fn(&str) -> Option<String>,
+    read: impl Fn(&Path) -> Result<BTreeMap<String, T>, ModelError>,
+) -> Result<(PathBuf, BTreeMap<String, T>), ModelError> {
     let whole = dir.join(WEIGHTS);
     let path = dir.join(WEIGHTS_INDEX);
     if whole.exists() || !path.exists() {
-        let (tensors, _) = store::read_as(&whole, rename)?;
+        let tensors = read(&whole)?;
         return Ok((whole, tensors));
     }
     let WeightsIndex { weight_map } = read_json(&path)?;
@@ -147,14 +180,13 @@ fn read_weights(
         .iter()
         .filter_map(|(name, shard)| Some((rename(name)?, shard)))
         .collect();
-    let mut tensors = Tensors::new();
+    let mut tensors = BTreeMap::new();
     for shard in weight_map.values().collect::<BTreeSet<_>>() {
         // A shard stands beside its index and nowhere else.
         if Path::new(shard).file_name() != Some(shard.as_ref()) {
             return Err(corrupt(format!("shard `{shard}` is not a file's name")));
         }
-        let (part, _) = store::read_as(&dir.join(shard), &rename)?;
-        for (name, data) in part {
+        for (name, data) in read(&dir.join(shard))? {
             if announced.get(&name) != Some(&shard) {
                 return Err(corrupt(format!("`{name}` stands in {shard} unannounced")));
             }

@@ -201,8 +201,8 @@ pub fn load_t5(
     let keep = |name: &str| (!TWICE.contains(&name)).then(|| name.to_owned());
     let (path, theirs) = read_weights(dir, keep)?;
     config.tied_head = !theirs.contains_key("lm_head.weight");
-    super::check_depth(config.n_layers, &theirs, &path)?;
-    super::check_depth(config.decoder_layers(), &theirs, &path)?;
+    super::check_depth(config.n_layers, theirs.len(), &path)?;
+    super::check_depth(config.decoder_layers(), theirs.len(), &path)?;
     let ours = assemble(&layout(&config), theirs, &path)?;
     let model = store::assign(config.init_empty(device), ours, &path)?;
     Ok((config, model))

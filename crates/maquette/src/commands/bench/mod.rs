@@ -1,7 +1,11 @@
 //! `maquette bench`: how fast, and how much memory, side by side with the peers.
 
 mod dcgan;
+mod decode;
+mod decode_worker;
 mod kernels;
+mod perplexity;
+mod random;
 mod side;
 mod suites;
 mod train;
@@ -16,11 +20,13 @@ pub(crate) fn run(
     threads: Option<u16>,
     output: Output,
 ) -> miette::Result<()> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.map_or(cores, usize::from);
     match command {
-        BenchCommand::Train(args) => {
-            let cores = std::thread::available_parallelism().map_or(1, usize::from);
-            train::run(args, threads.map_or(cores, usize::from), output)
-        }
+        BenchCommand::Train(args) => train::run(args, threads, output),
+        BenchCommand::Decode(args) => decode::run(args, threads, output),
+        BenchCommand::Perplexity(args) => perplexity::run(args, threads, output),
+        BenchCommand::DecodeWorker(args) => decode_worker::run(args),
         BenchCommand::Kernels(args) => kernels::run(args, output),
         BenchCommand::Worker(args) => worker::run(args),
     }

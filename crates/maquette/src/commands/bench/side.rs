@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde::Deserialize;
 
-use crate::args::{Peer, Precision, SuiteName};
+use crate::args::{Peer, Precision, SuiteName, spelled};
 
 /// What every side of a comparison has in common.
 #[derive(Debug, Clone, Copy)]
@@ -224,12 +224,6 @@ impl Peer {
             Self::Burn => Side::ours(settings, true),
         }
     }
-}
-
-/// The name of a value as the command line spells it.
-pub(crate) fn spelled(value: &impl clap::ValueEnum) -> String {
-    let value = value.to_possible_value();
-    value.map_or(String::new(), |value| value.get_name().to_owned())
 }
 
 impl Precision {

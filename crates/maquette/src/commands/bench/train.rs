@@ -111,7 +111,7 @@ impl<'a> Comparison<'a> {
         let mut sides = vec![(None, self.ours)];
         for peer in peers.clone() {
             self.status
-                .say(&format!("{name}: starting {}", super::side::spelled(&peer)));
+                .say(&format!("{name}: starting {}", crate::args::spelled(&peer)));
             match peer.start(settings, &self.args.python, self.script) {
                 Ok(side) => sides.push((Some(peer), side)),
                 Err(SideError::Missing(what)) => {

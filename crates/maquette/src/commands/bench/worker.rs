@@ -63,13 +63,18 @@ fn say(line: &serde_json::Value) -> miette::Result<()> {
 }
 
 /// Forgets the highest resident size so far, where the system can (Linux).
-fn reset_peak() {
+pub(super) fn reset_peak() {
     let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 /// The highest resident size since then, in units of 10^6 bytes; none where the system does not say.
-fn peak_mb() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+pub(super) fn peak_mb() -> Option<f64> {
+    resident_peak("self")
+}
+
+/// The same of another process.
+pub(super) fn resident_peak(process: &str) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
     let kib: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024.0 / 1e6)
