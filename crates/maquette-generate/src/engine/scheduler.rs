@@ -106,7 +106,7 @@ impl Engine {
         }
         let most = config.seq_len.min(self.pool.limit() * PAGE);
         if request.ids.len() > most {
-            return Err(GenerateError::PromptTooLong {
+            return Err(GenerateError::TooLong {
                 length: request.ids.len(),
                 context: most,
             });
