@@ -39,7 +39,7 @@ pub enum GenerateError {
         "the prompt has {length} tokens, {} more than the context of {context}; shorten it",
         length - context
     )]
-    TooLong {
+    PromptTooLong {
         /// Its tokens.
         length: usize,
         /// The most there may be.

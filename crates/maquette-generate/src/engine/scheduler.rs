@@ -106,7 +106,7 @@ impl Engine {
         }
         let most = config.seq_len.min(self.pool.limit() * PAGE);
         if request.ids.len() > most {
-            return Err(GenerateError::TooLong {
+            return Err(GenerateError::PromptTooLong {
                 length: request.ids.len(),
                 context: most,
             });
