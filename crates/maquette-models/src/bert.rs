@@ -11,8 +11,8 @@ use burn::{
     tensor::{Device, Int, Tensor, activation::tanh},
 };
 use maquette_nn::{
-    Attention, AttentionConfig, Dropout, InitScheme, Linear, LinearConfig, Mlp, MlpConfig, MlpKind,
-    Norm, NormConfig, NormKind,
+    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, Linear,
+    LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
     attention::{AttentionContext, padding_bias},
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -162,14 +162,11 @@ impl BertConfig {
     fn build(&self, device: &Device) -> Bert {
         let d = self.d_model;
         let embedding = |n| EmbeddingConfig::new(n, d).init(device);
-        let norm = || {
-            let config = NormConfig {
-                kind: NormKind::LayerNorm,
-                d_model: d,
-                eps: self.norm_eps,
-                bias: true,
-            };
-            config.init(device)
+        let norm = NormConfig {
+            kind: NormKind::LayerNorm,
+            d_model: d,
+            eps: self.norm_eps,
+            bias: true,
         };
         let linear = |d_out| LinearConfig::new(d, d_out).init(device);
         let attention = AttentionConfig {
@@ -182,25 +179,26 @@ impl BertConfig {
             d_ff: self.mlp_width(),
             bias: true,
         };
-        let block = |_| Block {
-            attention: attention.init(device),
-            attention_norm: norm(),
-            mlp: mlp.init(device),
-            mlp_norm: norm(),
-            dropout: Dropout::new(self.dropout),
+        let block = BlockConfig {
+            attention,
+            crosses: false,
+            feed_forward: FeedForward::Dense(mlp),
+            norm,
+            pre_norm: false,
+            dropout: self.dropout,
         };
         let masked = matches!(self.head, BertHead::MaskedLm | BertHead::Pretraining);
         Bert {
             tokens: embedding(self.vocab_size),
             positions: embedding(self.seq_len),
             segments: embedding(self.n_segments),
-            norm: norm(),
+            norm: norm.init(device),
             dropout: Dropout::new(self.dropout),
-            blocks: (0..self.n_layers).map(block).collect(),
+            blocks: (0..self.n_layers).map(|_| block.init(device)).collect(),
             pooler: self.pooler.then(|| linear(d)),
             masked: masked.then(|| MaskedHead {
                 transform: linear(d),
-                norm: norm(),
+                norm: norm.init(device),
                 bias: Initializer::Zeros.init([self.vocab_size], device),
                 mlp: self.mlp,
             }),
@@ -220,27 +218,6 @@ impl BertConfig {
         } else {
             self.init.fill(slot)
         }
-    }
-}
-
-/// One block: attention, then MLP, each added to its input and then normalised.
-#[derive(Module, Debug)]
-pub struct Block {
-    attention: Attention,
-    attention_norm: Norm,
-    mlp: Mlp,
-    mlp_norm: Norm,
-    dropout: Dropout,
-}
-
-impl Block {
-    fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
-        let mixed = self.attention.forward(x.clone(), context);
-        let x = self
-            .attention_norm
-            .forward(self.dropout.forward_onto(mixed, x));
-        let hidden = self.mlp.forward(x.clone());
-        self.mlp_norm.forward(self.dropout.forward_onto(hidden, x))
     }
 }
 
@@ -301,6 +278,20 @@ pub struct Bert {
 }
 
 impl Bert {
+    /// This model's head on another's encoder: its embeddings, its blocks and, where both have one,
+    /// its pooler.
+    pub fn onto(self, trunk: Bert) -> Self {
+        Self {
+            pooler: match (&self.pooler, trunk.pooler.is_some()) {
+                (Some(_), true) => trunk.pooler,
+                _ => self.pooler,
+            },
+            masked: self.masked,
+            output: self.output,
+            ..trunk
+        }
+    }
+
     /// Longest text.
     pub fn seq_len(&self) -> usize {
         self.seq_len
@@ -319,6 +310,23 @@ impl Bert {
     /// # Panics
     /// If a row is longer than `seq_len`.
     pub fn forward(&self, input: BertInput) -> Tensor<3> {
+        self.features(input, None)
+    }
+
+    /// Who looks at whom in every block and head.
+    ///
+    /// # Shapes
+    /// - `own` of the output: `[batch, n_heads, seq, seq]` of each block
+    ///
+    /// # Panics
+    /// If a row is longer than `seq_len`.
+    pub fn attention_maps(&self, input: BertInput) -> AttentionMaps {
+        let mut maps = AttentionMaps::default();
+        self.features(input, Some(&mut maps));
+        maps
+    }
+
+    fn features(&self, input: BertInput, mut maps: Option<&mut AttentionMaps>) -> Tensor<3> {
         let BertInput {
             tokens,
             segments,
@@ -341,9 +349,10 @@ impl Bert {
         for block in &self.blocks {
             let context = AttentionContext {
                 bias: bias.clone(),
+                maps: maps.as_deref_mut(),
                 ..AttentionContext::default()
             };
-            x = block.forward(x, context);
+            (x, _) = block.forward(x, context, None);
         }
         x
     }
@@ -502,6 +511,29 @@ mod tests {
         let loss = model.masked_loss(BertInput::new(tokens), places, targets);
         let loss = loss.into_scalar::<f32>();
         assert!((loss - 11f32.ln()).abs() < 0.5, "{loss}");
+    }
+
+    #[test]
+    fn a_new_head_stands_on_the_old_encoder() {
+        let tokens = Tensor::<2, Int>::from_ints([[3, 1, 4]], &Device::flex());
+        let features = |model: &Bert| model.forward(BertInput::new(tokens.clone())).into_data();
+        let old = model(BertHead::Features);
+        let fresh = BertConfig {
+            vocab_size: 11,
+            seq_len: 8,
+            d_model: 16,
+            n_layers: 2,
+            pooler: true,
+            head: BertHead::Classify(3),
+            init: InitScheme::Xavier,
+            ..BertConfig::default()
+        };
+        let fresh = fresh.init(&Device::flex(), &mut rng(9, Stream::Init, 0));
+        assert_ne!(features(&fresh), features(&old));
+        let tuned = fresh.onto(old.clone());
+        assert_eq!(features(&tuned), features(&old));
+        let logits = tuned.text_logits(tuned.forward(BertInput::new(tokens.clone())));
+        assert_eq!(logits.dims(), [1, 3]);
     }
 
     #[test]

@@ -12,9 +12,9 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use maquette_nn::{
-    Attention, AttentionConfig, CrossAttention, Dropout, InitScheme, KvCache, Linear, LinearConfig,
-    Mlp, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
-    attention::{AttentionContext, padding_bias},
+    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, KvCache,
+    Linear, LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
+    attention::{AttentionContext, CrossMemory, padding_bias},
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
     positions::{relative_buckets, sinusoids},
@@ -224,14 +224,11 @@ impl EncoderDecoderConfig {
     }
 
     fn stack(&self, n_layers: usize, crosses: bool, device: &Device) -> Stack {
-        let norm = || {
-            let config = NormConfig {
-                kind: self.norm,
-                d_model: self.d_model,
-                eps: self.norm_eps,
-                bias: self.bias,
-            };
-            config.init(device)
+        let norm = NormConfig {
+            kind: self.norm,
+            d_model: self.d_model,
+            eps: self.norm_eps,
+            bias: self.bias,
         };
         let attention = AttentionConfig {
             d_head: self.head_width(),
@@ -247,21 +244,19 @@ impl EncoderDecoderConfig {
             d_ff: self.mlp_width(),
             bias: self.bias,
         };
-        let block = |_| Block {
-            attention: attention.init(device),
-            attention_norm: norm(),
-            cross: crosses.then(|| attention.init_cross(device)),
-            cross_norm: crosses.then(norm),
-            mlp: mlp.init(device),
-            mlp_norm: norm(),
-            dropout: Dropout::new(self.dropout),
+        let block = BlockConfig {
+            attention,
+            crosses,
+            feed_forward: FeedForward::Dense(mlp),
+            norm,
             pre_norm: self.pre_norm,
+            dropout: self.dropout,
         };
         let table =
             |relative: Relative| Initializer::Zeros.init([relative.buckets, self.n_heads], device);
         Stack {
-            blocks: (0..n_layers).map(block).collect(),
-            norm: self.pre_norm.then(norm),
+            blocks: (0..n_layers).map(|_| block.init(device)).collect(),
+            norm: self.pre_norm.then(|| norm.init(device)),
             distances: self.relative.map(table),
             max_distance: self.relative.map_or(0, |relative| relative.max_distance),
             both_sides: !crosses,
@@ -283,58 +278,6 @@ impl EncoderDecoderConfig {
         }
     }
 }
-
-/// One block: attention to the own text, in the decoder to the other, then the MLP.
-#[derive(Module, Debug)]
-struct Block {
-    attention: Attention,
-    attention_norm: Norm,
-    cross: Option<CrossAttention>,
-    cross_norm: Option<Norm>,
-    mlp: Mlp,
-    mlp_norm: Norm,
-    dropout: Dropout,
-    pre_norm: bool,
-}
-
-impl Block {
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        context: AttentionContext,
-        memory: Option<(&Remembered, Option<Tensor<4>>)>,
-    ) -> Tensor<3> {
-        let x = self.around(&self.attention_norm, x, |x| {
-            self.attention.forward(x, context)
-        });
-        let x = match (&self.cross, &self.cross_norm, memory) {
-            (Some(cross), Some(norm), Some((remembered, bias))) => {
-                self.around(norm, x, |x| cross.forward(x, remembered, bias))
-            }
-            _ => x,
-        };
-        self.around(&self.mlp_norm, x, |x| self.mlp.forward(x))
-    }
-
-    /// A part added to its input, with the norm before the part or after the sum.
-    fn around(
-        &self,
-        norm: &Norm,
-        x: Tensor<3>,
-        part: impl FnOnce(Tensor<3>) -> Tensor<3>,
-    ) -> Tensor<3> {
-        if self.pre_norm {
-            let made = part(norm.forward(x.clone()));
-            self.dropout.forward_onto(made, x)
-        } else {
-            let made = part(x.clone());
-            norm.forward(self.dropout.forward_onto(made, x))
-        }
-    }
-}
-
-/// Keys and values of one decoder block over the source, `[batch, n_heads, source, d_head]` each.
-type Remembered = (Tensor<4>, Tensor<4>);
 
 /// An encoder or a decoder.
 #[derive(Module, Debug)]
@@ -365,9 +308,7 @@ impl Stack {
 /// What the encoder made of a source, as the decoder's blocks want it.
 #[derive(Debug, Clone)]
 pub struct Memory {
-    layers: Vec<Remembered>,
-    /// What hides the positions that only fill a row up.
-    bias: Option<Tensor<4>>,
+    layers: Vec<CrossMemory>,
 }
 
 /// An encoder-decoder transformer.
@@ -416,15 +357,16 @@ impl EncoderDecoder {
                 bias: bias.clone(),
                 ..AttentionContext::default()
             };
-            x = block.forward(x, context, None);
+            (x, _) = block.forward(x, context, None);
         }
         if let Some(norm) = &self.encoder.norm {
             x = self.dropout.forward(norm.forward(x));
         }
         let crosses = self.decoder.blocks.iter().filter_map(|b| b.cross.as_ref());
         Memory {
-            layers: crosses.map(|cross| cross.remember(x.clone())).collect(),
-            bias: padding,
+            layers: crosses
+                .map(|cross| cross.remember(x.clone(), padding.clone()))
+                .collect(),
         }
     }
 
@@ -441,7 +383,29 @@ impl EncoderDecoder {
         &self,
         tokens: Tensor<2, Int>,
         memory: &Memory,
+        cache: Option<&mut KvCache>,
+    ) -> Tensor<3> {
+        self.decode_with(tokens, memory, cache, None)
+    }
+
+    /// Where every decoder block and head looks while an answer is read: at the answer (`own`) and
+    /// at the source (`cross`).
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`
+    /// - output: `[batch, n_heads, seq, seq or source]` of each block
+    pub fn attention_maps(&self, tokens: Tensor<2, Int>, memory: &Memory) -> AttentionMaps {
+        let mut maps = AttentionMaps::default();
+        self.decode_with(tokens, memory, None, Some(&mut maps));
+        maps
+    }
+
+    fn decode_with(
+        &self,
+        tokens: Tensor<2, Int>,
+        memory: &Memory,
         mut cache: Option<&mut KvCache>,
+        mut maps: Option<&mut AttentionMaps>,
     ) -> Tensor<3> {
         let [_, seq] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
@@ -453,10 +417,10 @@ impl EncoderDecoder {
                 bias: bias.clone(),
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),
+                maps: maps.as_deref_mut(),
                 ..AttentionContext::default()
             };
-            let remembered = (&memory.layers[layer], memory.bias.clone());
-            x = block.forward(x, context, Some(remembered));
+            (x, _) = block.forward(x, context, Some(&memory.layers[layer]));
         }
         if let Some(norm) = &self.decoder.norm {
             x = self.dropout.forward(norm.forward(x));
@@ -499,7 +463,10 @@ impl EncoderDecoder {
         end: u32,
         max_tokens: usize,
     ) -> Vec<Vec<u32>> {
-        let batch = memory.layers.first().map_or(0, |(k, _)| k.dims()[0]);
+        let batch = memory
+            .layers
+            .first()
+            .map_or(0, |layer| layer.keys.dims()[0]);
         let device = self.tokens.weight.val().device();
         let mut cache = KvCache::new();
         let mut answers = vec![Vec::new(); batch];

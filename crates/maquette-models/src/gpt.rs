@@ -17,8 +17,9 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    Attention, AttentionConfig, Dropout, InitScheme, KvCache, Linear, LinearConfig, Mlp, MlpConfig,
-    MlpKind, Moe, MoeConfig, Norm, NormConfig, NormKind, Rope, RopeScaling, Routing,
+    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, KvCache,
+    Linear, LinearConfig, MlpConfig, MlpKind, MoeConfig, Norm, NormConfig, NormKind, Rope,
+    RopeScaling, Routing,
     attention::AttentionContext,
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -358,21 +359,23 @@ impl GptConfig {
             d_ff: self.mlp_width(),
             bias: self.mlp_bias(),
         };
-        Block {
-            attention_norm: norm.init(device),
-            attention: attention.init(device),
-            mlp_norm: norm.init(device),
-            mlp: self.experts.is_none().then(|| mlp.init(device)),
-            moe: self.experts.map(|experts| {
-                let config = MoeConfig {
-                    expert: mlp,
-                    n_experts: experts.count,
-                    n_active: experts.active,
-                };
-                config.init(device)
+        let feed_forward = match self.experts {
+            None => FeedForward::Dense(mlp),
+            Some(experts) => FeedForward::Experts(MoeConfig {
+                expert: mlp,
+                n_experts: experts.count,
+                n_active: experts.active,
             }),
-            dropout: Dropout::new(self.dropout),
-        }
+        };
+        let block = BlockConfig {
+            attention,
+            crosses: false,
+            feed_forward,
+            norm: *norm,
+            pre_norm: true,
+            dropout: self.dropout,
+        };
+        block.init(device)
     }
 
     fn fill(&self, slot: &Slot) -> Fill {
@@ -389,36 +392,6 @@ impl GptConfig {
         } else {
             self.init.fill(slot)
         }
-    }
-}
-
-/// One transformer block: attention, then MLP, each behind a norm and added to its input.
-#[derive(Module, Debug)]
-pub struct Block {
-    pub(crate) attention_norm: Norm,
-    pub(crate) attention: Attention,
-    pub(crate) mlp_norm: Norm,
-    pub(crate) mlp: Option<Mlp>,
-    pub(crate) moe: Option<Moe>,
-    dropout: Dropout,
-}
-
-impl Block {
-    fn forward(&self, x: Tensor<3>, context: AttentionContext) -> (Tensor<3>, Option<Routing>) {
-        let mixed = self
-            .attention
-            .forward(self.attention_norm.forward(x.clone()), context);
-        let x = self.dropout.forward_onto(mixed, x);
-        let features = self.mlp_norm.forward(x.clone());
-        let (hidden, routing) = match (&self.mlp, &self.moe) {
-            (_, Some(moe)) => {
-                let (hidden, routing) = moe.forward(features);
-                (hidden, Some(routing))
-            }
-            (Some(mlp), None) => (mlp.forward(features), None),
-            (None, None) => return (x, None),
-        };
-        (self.dropout.forward_onto(hidden, x), routing)
     }
 }
 
@@ -441,6 +414,17 @@ pub struct Gpt {
     #[module(skip)]
     router_losses: Option<(f64, f64)>,
     seq_len: usize,
+}
+
+/// How a [`Gpt`] reads a row.
+#[derive(Default)]
+struct Reading<'a> {
+    /// Keys and values of the tokens before.
+    cache: Option<&'a mut KvCache>,
+    /// Where attention weights go, if somebody wants to look at them.
+    maps: Option<&'a mut AttentionMaps>,
+    /// The lengths of several texts in one row.
+    documents: Option<&'a [usize]>,
 }
 
 /// A training loss and what it is the sum of.
@@ -489,7 +473,32 @@ impl Gpt {
     /// - tokens: `[batch, seq]`, `seq` at most `seq_len`
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
-        self.logits(self.hidden(tokens, None).0)
+        self.logits(self.hidden(tokens, Reading::default()).0)
+    }
+
+    /// Who looks at whom in every block and head.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`, `seq` at most `seq_len`
+    /// - `own` of the output: `[batch, n_heads, seq, seq]` of each block
+    pub fn attention_maps(&self, tokens: Tensor<2, Int>) -> AttentionMaps {
+        let mut maps = AttentionMaps::default();
+        let reading = Reading {
+            maps: Some(&mut maps),
+            ..Reading::default()
+        };
+        self.hidden(tokens, reading);
+        maps
+    }
+
+    /// The model with one head silenced: what it mixes is no longer written.
+    ///
+    /// # Panics
+    /// If there is no such block or head.
+    pub fn without_head(mut self, layer: usize, head: usize) -> Self {
+        let attention = self.blocks[layer].attention.clone();
+        self.blocks[layer].attention = attention.without_head(head);
+        self
     }
 
     /// Mean negative log-likelihood of `targets`, in nats per token.
@@ -506,7 +515,41 @@ impl Gpt {
     /// # Shapes
     /// As [`Gpt::loss`].
     pub fn training_loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> GptLoss {
-        let (hidden, routing) = self.hidden(inputs, None);
+        self.loss_of(inputs, targets, Reading::default())
+    }
+
+    /// [`Gpt::training_loss`] of texts that stand one after another in one row, without a look from
+    /// one into another: the same as of each text on its own, each weighted by its length, at no cost
+    /// for filling rows up.
+    ///
+    /// # Shapes
+    /// - inputs, targets: `[1, sum of lengths]`
+    ///
+    /// # Panics
+    /// If a text is longer than `seq_len`, or the lengths do not sum to the row's.
+    pub fn packed_loss(
+        &self,
+        inputs: Tensor<2, Int>,
+        targets: Tensor<2, Int>,
+        lengths: &[usize],
+    ) -> GptLoss {
+        let [batch, seq] = inputs.dims();
+        let sum: usize = lengths.iter().sum();
+        assert_eq!((batch, seq), (1, sum), "one row of {sum} tokens");
+        let reading = Reading {
+            documents: Some(lengths),
+            ..Reading::default()
+        };
+        self.loss_of(inputs, targets, reading)
+    }
+
+    fn loss_of(
+        &self,
+        inputs: Tensor<2, Int>,
+        targets: Tensor<2, Int>,
+        reading: Reading<'_>,
+    ) -> GptLoss {
+        let (hidden, routing) = self.hidden(inputs, reading);
         let logits = self.logits(hidden);
         let [batch, seq, vocab] = logits.dims();
         let text = cross_entropy(
@@ -533,34 +576,47 @@ impl Gpt {
     /// - tokens: `[batch, seq]`, the new ones only; `cache.len() + seq` at most `seq_len`
     /// - output: `[batch, seq, vocab_size]`
     pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
-        self.logits(self.hidden(tokens, Some(cache)).0)
+        let reading = Reading {
+            cache: Some(cache),
+            ..Reading::default()
+        };
+        self.logits(self.hidden(tokens, reading).0)
     }
 
     /// Features after the last norm, `[batch, seq, d_model]`, and how experts were used.
-    fn hidden(
-        &self,
-        tokens: Tensor<2, Int>,
-        mut cache: Option<&mut KvCache>,
-    ) -> (Tensor<3>, Vec<Routing>) {
+    fn hidden(&self, tokens: Tensor<2, Int>, reading: Reading<'_>) -> (Tensor<3>, Vec<Routing>) {
+        let Reading {
+            mut cache,
+            mut maps,
+            documents,
+        } = reading;
         let [_, seq] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
+        let whole = [seq];
+        // Every text begins at the first position after what is cached.
+        let lengths = documents.unwrap_or(&whole);
+        let longest = lengths.iter().copied().max().unwrap_or(0);
         assert!(
-            past + seq <= self.seq_len,
-            "{past} + {seq} tokens exceed the context of {}; start again from the last ones",
+            past + longest <= self.seq_len,
+            "{past} + {longest} tokens exceed the context of {}; start again from the last ones",
             self.seq_len
         );
+        let places = |table: Tensor<2>| {
+            let each = lengths.iter().map(|n| table.clone().narrow(0, past, *n));
+            Tensor::cat(each.collect(), 0).unsqueeze::<3>()
+        };
         let mut x = embedding(self.tokens.weight.val(), tokens);
         if let Some(positions) = &self.positions {
-            x = x + positions.weight.val().narrow(0, past, seq).unsqueeze::<3>();
+            x = x + places(positions.weight.val());
         }
         if let Some(waves) = &self.waves {
             let scale = (x.dims()[2] as f64).sqrt();
-            x = x * scale + waves.clone().narrow(0, past, seq).unsqueeze::<3>();
+            x = x * scale + places(waves.clone());
         }
         x = self.dropout.forward(x);
         let bias = self
             .alibi_heads
-            .map(|n_heads| alibi(n_heads, seq, past, &x.device()));
+            .map(|n_heads| alibi(n_heads, longest, past, &x.device()));
         let mut routings = Vec::new();
         for (layer, block) in self.blocks.iter().enumerate() {
             let context = AttentionContext {
@@ -569,8 +625,10 @@ impl Gpt {
                 bias: bias.clone(),
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),
+                documents,
+                maps: maps.as_deref_mut(),
             };
-            let (next, routing) = block.forward(x, context);
+            let (next, routing) = block.forward(x, context, None);
             x = next;
             routings.extend(routing);
         }
@@ -690,6 +748,95 @@ mod tests {
                 .into_scalar::<f32>();
             assert!((loss - 11f32.ln()).abs() < 0.1, "{loss}");
         }
+    }
+
+    #[test]
+    fn maps_are_distributions_and_change_no_logit() {
+        for config in families() {
+            let model = model(&config);
+            let maps = model.attention_maps(ids(&[3, 1, 4, 1, 5])).own;
+            assert_eq!(maps.len(), config.n_layers);
+            for (layer, map) in maps.into_iter().enumerate() {
+                assert_eq!(map.dims(), [1, 4, 5, 5]);
+                let off = (map.clone().sum_dim(3) - 1.0).abs().max();
+                assert!(off.into_scalar::<f32>() < 1e-5);
+                // Nobody looks ahead, or out of its window.
+                let window = config.window_of(layer).unwrap_or(5);
+                for (at, weight) in map.into_data().iter::<f32>().enumerate() {
+                    let (query, key) = (at / 5 % 5, at % 5);
+                    let seen = key <= query && query < key + window;
+                    assert_eq!(weight > 0.0, seen, "{query} {key}");
+                }
+            }
+            // The way that hands out weights is the way that does not.
+            let mut maps = AttentionMaps::default();
+            let reading = Reading {
+                maps: Some(&mut maps),
+                ..Reading::default()
+            };
+            let (x, _) = model.hidden(ids(&[3, 1, 4, 1, 5]), reading);
+            let plain = model.forward(ids(&[3, 1, 4, 1, 5]));
+            assert!(difference(model.logits(x), plain) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn packed_texts_have_the_loss_and_gradient_of_texts_apart() {
+        let texts: [(&[i32], &[i32]); 3] = [
+            (&[3, 1, 4, 1], &[1, 4, 1, 5]),
+            (&[9, 2], &[2, 6]),
+            (&[5, 3, 5, 8, 9, 7, 9], &[3, 5, 8, 9, 7, 9, 3]),
+        ];
+        let device = Device::flex().autodiff();
+        let on = |ids: &[i32]| {
+            let data = TensorData::new(ids.to_vec(), [1, ids.len()]);
+            Tensor::<2, Int>::from_data(data, &device)
+        };
+        for config in families() {
+            let config = GptConfig {
+                init: InitScheme::He,
+                experts: None,
+                ..config
+            };
+            let model = config.init(&device, &mut rng(5, Stream::Init, 0));
+            let lengths = texts.map(|(text, _)| text.len());
+            let apart = texts
+                .iter()
+                .map(|(x, y)| model.loss(on(x), on(y)) * (x.len() as f64 / 13.0))
+                .reduce(|sum, loss| sum + loss)
+                .unwrap();
+            let (x, y) = (texts.map(|t| t.0).concat(), texts.map(|t| t.1).concat());
+            let packed = model.packed_loss(on(&x), on(&y), &lengths).text;
+            let gap = (apart.clone() - packed.clone()).abs().into_scalar::<f32>();
+            assert!(gap < 1e-5, "{gap}");
+            let plain = model.loss(on(&x[..8]), on(&y[..8])).into_scalar::<f32>();
+            assert!((plain - packed.clone().into_scalar::<f32>()).abs() > 1e-3);
+            let (apart, packed) = (apart.backward(), packed.backward());
+            for weight in [
+                &model.tokens.weight,
+                &model.blocks[0].attention.qkv.weight,
+                &model.blocks[1].attention.proj.weight,
+            ] {
+                let [a, b] = [&apart, &packed].map(|grads| weight.val().grad(grads).unwrap());
+                let gap = (a - b).abs().max().into_scalar::<f32>();
+                assert!(gap < 1e-4, "{gap}");
+            }
+        }
+    }
+
+    #[test]
+    fn without_all_its_heads_attention_writes_nothing() {
+        let config = GptConfig {
+            n_layers: 1,
+            positions: Positions::Rotary,
+            ..tiny(GptConfig::default())
+        };
+        let model = model(&config);
+        let last = |model: &Gpt, text: &[i32]| model.forward(ids(text)).narrow(1, 2, 1);
+        let (a, b) = ([3, 1, 4], [5, 9, 4]);
+        assert!(difference(last(&model, &a), last(&model, &b)) > 1e-3);
+        let silent = (0..4).fold(model, |model, head| model.without_head(0, head));
+        assert!(difference(last(&silent, &a), last(&silent, &b)) < 1e-6);
     }
 
     #[test]

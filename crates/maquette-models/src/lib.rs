@@ -3,6 +3,7 @@
 //! Configurations are plain serde structures that stand in recipes as tables. `validate` reports
 //! what is wrong with one; `init` draws its weights from a passed generator.
 
+pub mod bag_of_words;
 pub mod bert;
 pub mod classifier;
 pub mod diffusion;
@@ -17,6 +18,7 @@ pub mod raw;
 pub mod store;
 pub mod vae;
 
+pub use bag_of_words::{BagOfWords, BagOfWordsConfig};
 pub use bert::{Bert, BertConfig, BertHead, BertInput};
 pub use classifier::{Classifier, ClassifierConfig};
 pub use diffusion::{

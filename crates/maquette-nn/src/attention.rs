@@ -120,14 +120,51 @@ pub struct AttentionContext<'a> {
     pub past: usize,
     /// Keys and values of the positions before, and the layer's index in it.
     pub cache: Option<(&'a mut KvCache, usize)>,
+    /// The lengths of the texts that stand one after another in the only row, if there are several:
+    /// each is read on its own, from position 0. Goes without a cache and without maps.
+    pub documents: Option<&'a [usize]>,
+    /// Where the weights go, if somebody wants to look at them; scores are then laid out in memory.
+    pub maps: Option<&'a mut AttentionMaps>,
+}
+
+/// Who looked at whom: the attention weights of each block that was asked.
+#[derive(Debug, Clone, Default)]
+pub struct AttentionMaps {
+    /// To the own text, `[batch, n_heads, seq, past + seq]` of each block; rows sum to one.
+    pub own: Vec<Tensor<4>>,
+    /// To the other text, `[batch, n_heads, seq, seen]` of each block that has one.
+    pub cross: Vec<Tensor<4>>,
 }
 
 impl Attention {
     /// # Shapes
     /// - input, output: `[batch, seq, d_model]`
     pub fn forward(&self, x: Tensor<3>, context: AttentionContext) -> Tensor<3> {
-        // 1. Fused projection; norms and rotary positions before keys are stored.
-        let mut qkv = self.qkv.forward(x);
+        let qkv = self.qkv.forward(x);
+        let mixed = match context.documents {
+            None => self.mix(qkv, context),
+            Some(lengths) => {
+                let mut start = 0;
+                let parts = lengths.iter().map(|&n| {
+                    let bias = context.bias.clone();
+                    let alone = AttentionContext {
+                        causal: context.causal,
+                        rope: context.rope,
+                        bias: bias.map(|bias| bias.narrow(2, 0, n).narrow(3, 0, n)),
+                        ..AttentionContext::default()
+                    };
+                    start += n;
+                    self.mix(qkv.clone().narrow(1, start - n, n), alone)
+                });
+                Tensor::cat(parts.collect(), 1)
+            }
+        };
+        self.proj.forward(mixed)
+    }
+
+    /// What the heads make of a fused projection, before they are put together.
+    fn mix(&self, mut qkv: Tensor<3>, context: AttentionContext) -> Tensor<3> {
+        // 1. Norms and rotary positions before keys are stored.
         if context.rope.is_some() || self.q_norm.is_some() {
             qkv = self.turn(qkv, context.rope, context.past);
         }
@@ -142,21 +179,34 @@ impl Attention {
         }
         // 3. Mix.
         let seen = seen.filter(|_| context.past > 0);
-        let mixed = match (seen, context.bias) {
-            (None, None) if context.past == 0 => {
-                self_attention(qkv.clone(), self.options(&qkv, context.causal))
-            }
-            (seen, bias) => {
-                let part = |first| self.heads(&qkv, first, self.n_kv_heads);
-                let (k, v) = seen.unwrap_or_else(|| (part(keys), part(values)));
-                let q = self.heads(&qkv, 0, self.n_heads);
-                merge_heads(match bias {
-                    None => attention(q, k, v, self.options(&qkv, context.causal)),
-                    Some(bias) => self.attend(q, k, v, bias, context.causal),
-                })
-            }
+        let composed = context.bias.is_some() || context.maps.is_some();
+        if seen.is_none() && context.past == 0 && !composed {
+            return self_attention(qkv.clone(), self.options(&qkv, context.causal));
+        }
+        let part = |first| self.heads(&qkv, first, self.n_kv_heads);
+        let (k, v) = seen.unwrap_or_else(|| (part(keys), part(values)));
+        let q = self.heads(&qkv, 0, self.n_heads);
+        let mixed = match composed {
+            false => attention(q, k, v, self.options(&qkv, context.causal)),
+            true => self.attend(q, (k, v), context.bias, context.causal, context.maps),
         };
-        self.proj.forward(mixed)
+        merge_heads(mixed)
+    }
+
+    /// The layer with one head silenced: its rows of `proj` are zero.
+    ///
+    /// # Panics
+    /// If there is no such head.
+    pub fn without_head(mut self, head: usize) -> Self {
+        let n_heads = self.n_heads;
+        assert!(head < n_heads, "there is no head {head} among {n_heads}");
+        let rows = head * self.d_head..(head + 1) * self.d_head;
+        self.proj.weight = self.proj.weight.map(|weight| {
+            let [_, d_model] = weight.dims();
+            let zeros = Tensor::zeros([rows.len(), d_model], &weight.device());
+            weight.slice_assign([rows.clone(), 0..d_model], zeros)
+        });
+        self
     }
 
     /// `count` heads of a fused projection from the `first` on, `[batch, count, seq, d_head]`.
@@ -179,36 +229,37 @@ impl Attention {
         }
     }
 
-    /// Mixes with a `bias` of the scores, of which the kernels know nothing.
+    /// Mixes where scores get a `bias` or are looked at, of which the kernels know nothing.
     fn attend(
         &self,
         q: Tensor<4>,
-        mut k: Tensor<4>,
-        mut v: Tensor<4>,
-        mut bias: Tensor<4>,
+        (mut k, mut v): (Tensor<4>, Tensor<4>),
+        mut bias: Option<Tensor<4>>,
         causal: bool,
+        maps: Option<&mut AttentionMaps>,
     ) -> Tensor<4> {
         let ([_, _, seq, _], [_, _, total, _]) = (q.dims(), k.dims());
         if causal {
             let past = total - seq;
-            // What is before the first query's window, no query sees.
+            // What is before the first query's window, no query sees; a map shows it all the same.
             let from = match self.window {
-                Some(window) => (past + 1).saturating_sub(window),
-                None => 0,
+                Some(window) if maps.is_none() => (past + 1).saturating_sub(window),
+                _ => 0,
             };
             if from > 0 {
                 k = k.narrow(2, from, total - from);
                 v = v.narrow(2, from, total - from);
-                bias = bias.narrow(3, from, total - from);
+                bias = bias.map(|bias| bias.narrow(3, from, total - from));
             }
             // A single query sees everything else, so decoding needs no mask.
-            if seq > 1 {
+            if seq > 1 || maps.is_some() {
                 let mask = causal_mask(seq, past - from, self.window, &q.device());
-                bias = bias + mask.unsqueeze::<4>();
+                bias = Some(plus(bias, mask.unsqueeze::<4>()));
             }
         }
         let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
-        attend(q * scale, k, v, bias, &self.dropout)
+        let maps = maps.map(|maps| &mut maps.own);
+        attend(q * scale, (k, v), bias, &self.dropout, maps)
     }
 
     /// Normalises and rotates the queries and keys of a fused projection.
@@ -263,44 +314,57 @@ impl AttentionConfig {
     }
 }
 
+/// What one block remembers of a text that another attends to.
+#[derive(Debug, Clone)]
+pub struct CrossMemory {
+    /// `[batch, n_heads, seen, d_head]`.
+    pub keys: Tensor<4>,
+    /// `[batch, n_heads, seen, d_head]`.
+    pub values: Tensor<4>,
+    /// Added to the scores, `[batch or 1, n_heads or 1, seq or 1, seen]`.
+    pub bias: Option<Tensor<4>>,
+}
+
 impl CrossAttention {
     /// Keys and values of the text attended to, computed once for all that attend to it.
     ///
     /// # Shapes
-    /// - memory: `[batch, seen, d_model]`
-    /// - output: `[batch, n_heads, seen, d_head]` each
-    pub fn remember(&self, memory: Tensor<3>) -> (Tensor<4>, Tensor<4>) {
-        let kv = self.kv.forward(memory);
+    /// - text: `[batch, seen, d_model]`
+    /// - bias: see [`CrossMemory`]
+    pub fn remember(&self, text: Tensor<3>, bias: Option<Tensor<4>>) -> CrossMemory {
+        let kv = self.kv.forward(text);
         let width = self.n_heads * self.d_head;
         let part = |first| split_heads(kv.clone().narrow(2, first, width), self.n_heads);
-        (part(0), part(width))
+        CrossMemory {
+            keys: part(0),
+            values: part(width),
+            bias,
+        }
     }
 
+    /// Attends; the weights go to `maps` if somebody wants to look at them.
+    ///
     /// # Shapes
     /// - input, output: `[batch, seq, d_model]`
-    /// - remembered: see [`CrossAttention::remember`]
-    /// - bias: added to the scores, `[batch or 1, n_heads or 1, seq or 1, seen]`
     pub fn forward(
         &self,
         x: Tensor<3>,
-        remembered: &(Tensor<4>, Tensor<4>),
-        bias: Option<Tensor<4>>,
+        memory: &CrossMemory,
+        maps: Option<&mut AttentionMaps>,
     ) -> Tensor<3> {
         let q = split_heads(self.q.forward(x), self.n_heads);
-        let (k, v) = remembered.clone();
-        let mixed = match bias {
-            None => {
-                let options = AttentionOptions {
-                    scale: self.scale.map(|scale| scale as f32),
-                    dropout: self.dropout.draw(&q.device()),
-                    ..AttentionOptions::full(self.n_heads, self.n_heads)
-                };
-                attention(q, k, v, options)
-            }
-            Some(bias) => {
-                let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
-                attend(q * scale, k, v, bias, &self.dropout)
-            }
+        let CrossMemory { keys, values, bias } = memory.clone();
+        let mixed = if bias.is_none() && maps.is_none() {
+            let options = AttentionOptions {
+                scale: self.scale.map(|scale| scale as f32),
+                dropout: self.dropout.draw(&q.device()),
+                ..AttentionOptions::full(self.n_heads, self.n_heads)
+            };
+            attention(q, keys, values, options)
+        } else {
+            let scale = self.scale.unwrap_or((self.d_head as f64).sqrt().recip());
+            let maps = maps.map(|maps| &mut maps.cross);
+            attend(q * scale, (keys, values), bias, &self.dropout, maps)
         };
         self.proj.forward(merge_heads(mixed))
     }
@@ -319,16 +383,17 @@ fn merge_heads(x: Tensor<4>) -> Tensor<3> {
     x.swap_dims(1, 2).reshape([batch, seq, heads * d_head])
 }
 
-/// `softmax(q k^T + bias) v`, where the queries are already scaled.
+/// `softmax(q k^T + bias) v`, where the queries are already scaled. The weights go to `maps`, if
+/// there is one.
 ///
 /// The queries of one group share their key head: they are laid end to end along the sequence, so
 /// that keys and values are never repeated in memory.
 fn attend(
     q: Tensor<4>,
-    k: Tensor<4>,
-    v: Tensor<4>,
-    bias: Tensor<4>,
+    (k, v): (Tensor<4>, Tensor<4>),
+    bias: Option<Tensor<4>>,
     dropout: &Dropout,
+    maps: Option<&mut Vec<Tensor<4>>>,
 ) -> Tensor<4> {
     let [batch, n_heads, seq, d_head] = q.dims();
     let [_, n_kv_heads, seen, _] = k.dims();
@@ -337,11 +402,23 @@ fn attend(
         .reshape([batch, n_kv_heads, rows, d_head])
         .matmul(k.swap_dims(2, 3))
         .reshape([batch, n_heads, seq, seen]);
+    let weights = softmax(plus(bias, scores), 3);
+    if let Some(maps) = maps {
+        maps.push(weights.clone());
+    }
     dropout
-        .forward(softmax(scores + bias, 3))
+        .forward(weights)
         .reshape([batch, n_kv_heads, rows, seen])
         .matmul(v)
         .reshape([batch, n_heads, seq, d_head])
+}
+
+/// The sum of a bias, if there is one, and scores or another bias.
+fn plus(bias: Option<Tensor<4>>, x: Tensor<4>) -> Tensor<4> {
+    match bias {
+        Some(bias) => x + bias,
+        None => x,
+    }
 }
 
 /// What hides the future, and what lies before a window, from `seq` queries that follow `past`

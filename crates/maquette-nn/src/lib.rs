@@ -6,6 +6,7 @@
 //! identities that survive a restart; moving averages of parameters.
 
 pub mod attention;
+pub mod block;
 pub mod conv;
 pub mod dropout;
 pub mod ema;
@@ -25,7 +26,8 @@ pub use maquette_kernels::{
     leaky_relu, linear as project, map, optimizer, quant, relu, silu,
 };
 
-pub use attention::{Attention, AttentionConfig, CrossAttention, KvCache};
+pub use attention::{Attention, AttentionConfig, AttentionMaps, CrossAttention, KvCache};
+pub use block::{Block, BlockConfig, FeedForward};
 pub use conv::{Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig};
 pub use dropout::Dropout;
 pub use ema::Ema;
@@ -33,7 +35,7 @@ pub use init::InitScheme;
 pub use linear::{Curve, Linear, LinearConfig};
 pub use lstm::{Lstm, LstmConfig, LstmState};
 pub use mlp::{Mlp, MlpConfig, MlpKind};
-pub use moe::{Moe, MoeConfig, Routing};
+pub use moe::{Load, Moe, MoeConfig, Routing};
 pub use norm::{BatchNorm, Norm, NormConfig, NormKind};
 pub use rope::{Rope, RopeScaling};
 pub use time::TimeEmbedding;

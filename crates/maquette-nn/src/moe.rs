@@ -118,6 +118,84 @@ impl Moe {
     }
 }
 
+/// How often each expert of each block was chosen, over many calls.
+#[derive(Debug, Clone, Default)]
+pub struct Load(Vec<Vec<f64>>);
+
+impl Load {
+    /// An expert that gets less than this share of an even load is idle.
+    const IDLE: f64 = 0.1;
+
+    /// Counts one call: a routing for each block, over so many tokens.
+    pub fn add(&mut self, routing: &[Routing], tokens: usize) {
+        self.0.resize(routing.len(), Vec::new());
+        for (block, routing) in self.0.iter_mut().zip(routing) {
+            block.resize(routing.shares.len(), 0.0);
+            for (sum, share) in block.iter_mut().zip(&routing.shares) {
+                *sum += f64::from(*share) * tokens as f64;
+            }
+        }
+    }
+
+    /// The share of all choices that fell on each expert of a block.
+    pub fn shares(&self) -> impl Iterator<Item = Vec<f64>> + '_ {
+        self.0.iter().map(|block| {
+            let total: f64 = block.iter().sum();
+            block.iter().map(|count| count / total).collect()
+        })
+    }
+
+    /// How many experts of each block there would be with this entropy and an even load.
+    fn effective(&self) -> impl Iterator<Item = f64> + '_ {
+        self.shares().map(|shares| {
+            let busy = shares.iter().filter(|share| **share > 0.0);
+            busy.map(|share| -share * share.ln()).sum::<f64>().exp()
+        })
+    }
+
+    /// The share of the experts that is in use, by the entropy of their load, mean over the blocks;
+    /// 1 when it is even, `None` without experts.
+    pub fn used(&self) -> Option<f64> {
+        let shares = self
+            .effective()
+            .zip(&self.0)
+            .map(|(n, block)| n / block.len() as f64);
+        (!self.0.is_empty()).then(|| shares.sum::<f64>() / self.0.len() as f64)
+    }
+
+    /// How many experts get next to nothing, in all blocks.
+    pub fn idle(&self) -> usize {
+        let idle = |shares: Vec<f64>| {
+            let least = Self::IDLE / shares.len() as f64;
+            shares.iter().filter(|share| **share < least).count()
+        };
+        self.shares().map(idle).sum()
+    }
+
+    /// The alarm: names the blocks whose router has collapsed, that is, where by the entropy of the
+    /// load no more than half of the experts are in use. `None` while there is none.
+    pub fn collapse(&self) -> Option<String> {
+        let blocks = self.effective().zip(&self.0).enumerate();
+        let collapsed = blocks.filter(|(_, (n, block))| *n <= block.len() as f64 / 2.0);
+        let named: Vec<String> = collapsed
+            .map(|(at, (n, block))| {
+                format!(
+                    "block {} uses {n:.1} of its {} experts",
+                    at + 1,
+                    block.len()
+                )
+            })
+            .collect();
+        (!named.is_empty()).then(|| {
+            format!(
+                "router collapse: {}; raise the weight of the load-balance loss (experts.balance) or \
+                 lower the learning rate",
+                named.join(", ")
+            )
+        })
+    }
+}
+
 /// Which token goes to which expert.
 struct Plan {
     /// 1 where a token goes to an expert, `[tokens, n_experts]`.
@@ -232,6 +310,29 @@ mod tests {
         assert!(routing.balance.into_scalar::<f32>() > 3.5);
         let expected = layer.experts[2].forward(x.abs());
         assert!((out - expected).abs().max().into_scalar::<f32>() < 1e-5);
+    }
+
+    #[test]
+    fn a_collapsed_router_is_named() {
+        let routing = |shares: [f32; 4]| Routing {
+            shares: shares.to_vec(),
+            balance: Tensor::zeros([1], &Device::flex()),
+            z: Tensor::zeros([1], &Device::flex()),
+        };
+        let mut load = Load::default();
+        assert_eq!((load.used(), load.collapse()), (None, None));
+        load.add(&[routing([0.25; 4]), routing([0.5, 0.5, 0.0, 0.0])], 10);
+        load.add(&[routing([0.25; 4]), routing([0.6, 0.4, 0.0, 0.0])], 30);
+        assert!((load.used().unwrap() - 0.75).abs() < 0.01);
+        assert_eq!(load.idle(), 2);
+        let alarm = load.collapse().unwrap();
+        assert!(
+            alarm.starts_with("router collapse: block 2 uses 2.0 of its 4 experts;"),
+            "{alarm}"
+        );
+        let mut even = Load::default();
+        even.add(&[routing([0.4, 0.3, 0.2, 0.1])], 10);
+        assert_eq!(even.collapse(), None);
     }
 
     #[test]

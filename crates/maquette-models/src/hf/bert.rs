@@ -12,7 +12,7 @@ use super::{
     CONFIG, WEIGHTS,
     config::LARGEST,
     layout::{Entry, assemble, disassemble},
-    read_model, read_weights, write_json,
+    read_json, read_model, read_weights, write_json,
 };
 use crate::{
     bert::{Bert, BertConfig, BertHead},
@@ -250,6 +250,36 @@ pub fn save_bert(dir: &Path, config: &BertConfig, model: &Bert) -> Result<(), Mo
     let metadata = Metadata::from([("format".into(), "pt".into())]);
     store::write(&dir.join(WEIGHTS), &theirs, &metadata)?;
     write_json(&dir.join(CONFIG), &config_json(config))
+}
+
+/// Gives the classes or tags of a saved BERT their names, in the order of their numbers.
+///
+/// # Errors
+/// [`ModelError::Io`] or [`ModelError::Json`].
+pub fn name_labels(dir: &Path, names: &[String]) -> Result<(), ModelError> {
+    let path = dir.join(CONFIG);
+    let mut json: Value = read_json(&path)?;
+    let by_id = names.iter().enumerate();
+    json["id2label"] = by_id
+        .map(|(i, name)| (i.to_string(), json!(name)))
+        .collect();
+    let by_name = names.iter().enumerate();
+    json["label2id"] = by_name.map(|(i, name)| (name.clone(), json!(i))).collect();
+    write_json(&path, &json)
+}
+
+/// The names of a folder's classes or tags, in the order of their numbers; empty if it has none.
+///
+/// # Errors
+/// [`ModelError::Io`] or [`ModelError::Json`].
+pub fn labels(dir: &Path) -> Result<Vec<String>, ModelError> {
+    let path = dir.join(CONFIG);
+    let json: BertJson = read_json(&path)?;
+    let names = json.id2label.unwrap_or_default();
+    let name = |i: usize| names.get(&i.to_string()).and_then(Value::as_str);
+    Ok((0..names.len())
+        .map(|i| name(i).unwrap_or_default().to_owned())
+        .collect())
 }
 
 fn config_json(config: &BertConfig) -> Value {

@@ -11,7 +11,7 @@ mod config;
 mod layout;
 mod t5;
 
-pub use bert::{load_bert, save_bert};
+pub use bert::{labels, load_bert, name_labels, save_bert};
 pub use t5::{load_t5, save_t5};
 
 use std::{
@@ -59,6 +59,16 @@ pub fn load(dir: &Path, device: &Device) -> Result<(GptConfig, Gpt), ModelError>
     }
     let model = from_tensors(&config, family, theirs, &path, device)?;
     Ok((config, model))
+}
+
+/// What a folder's `config.json` calls its kind of model: `gpt2`, `llama`, `bert`.
+///
+/// # Errors
+/// [`ModelError::Io`] or [`ModelError::Json`].
+pub fn model_type(dir: &Path) -> Result<String, ModelError> {
+    let value: Value = read_json(&dir.join(CONFIG))?;
+    let named = value.get("model_type").and_then(Value::as_str);
+    Ok(named.unwrap_or_default().to_owned())
 }
 
 /// A decoder out of tensors that are named and laid out as in a folder of its family; `path` is for
