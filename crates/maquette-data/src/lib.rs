@@ -19,12 +19,16 @@ mod augment;
 mod error;
 pub mod glyphs;
 pub mod images;
+pub mod labelled;
 pub mod masking;
 mod normalize;
 mod order;
 pub mod pairs;
 pub mod points;
 mod prefetch;
+pub mod repeats;
+pub mod segments;
+pub mod spans;
 pub mod stories;
 pub mod stream;
 #[cfg(test)]

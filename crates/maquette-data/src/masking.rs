@@ -49,6 +49,8 @@ pub struct Vocabulary {
     size: u32,
     /// Whether a token goes on with the word before it.
     continues: Vec<bool>,
+    /// Tokens with a meaning of their own, which are never hidden.
+    special: Vec<bool>,
 }
 
 impl Vocabulary {
@@ -69,11 +71,21 @@ impl Vocabulary {
             true => !begins(text) && text.starts_with(char::is_alphanumeric),
             false => text.starts_with("##"),
         };
+        let mut special = vec![false; size as usize];
+        for (_, id) in tokenizer.special_tokens() {
+            special[id as usize] = true;
+        }
         Some(Self {
             mask,
             size,
             continues: spelled.iter().map(goes_on).collect(),
+            special,
         })
+    }
+
+    /// The token that hides others.
+    pub fn mask(&self) -> u32 {
+        self.mask
     }
 }
 
@@ -92,26 +104,28 @@ impl Masking {
         }
     }
 
-    /// Hides tokens of `text`, at least one word.
-    ///
-    /// # Panics
-    /// If the text is empty.
+    /// Hides tokens of `text`, at least one word if there is one. Special tokens stay.
     pub fn apply(&self, text: &[u32], vocabulary: &Vocabulary, rng: &mut Rng) -> Masked {
-        assert!(
-            !text.is_empty(),
-            "there is nothing to hide in an empty text"
-        );
-        let goes_on = |place: usize| {
-            let known = vocabulary.continues.get(text[place] as usize);
-            place > 0 && self.whole_words && known.copied().unwrap_or(false)
+        let known = |table: &[bool], place: usize| {
+            table.get(text[place] as usize).copied().unwrap_or(false)
         };
         // 1. Words, each hidden or not.
-        let starts: Vec<usize> = (0..text.len()).filter(|place| !goes_on(*place)).collect();
-        let mut hidden: Vec<bool> = starts
+        let mut words: Vec<std::ops::Range<usize>> = Vec::new();
+        for place in 0..text.len() {
+            if known(&vocabulary.special, place) {
+                continue;
+            }
+            let goes_on = self.whole_words && known(&vocabulary.continues, place);
+            match words.last_mut() {
+                Some(word) if goes_on && word.end == place => word.end += 1,
+                _ => words.push(place..place + 1),
+            }
+        }
+        let mut hidden: Vec<bool> = words
             .iter()
             .map(|_| rng.random::<f64>() < self.share)
             .collect();
-        if !hidden.contains(&true) {
+        if !hidden.contains(&true) && !hidden.is_empty() {
             let one = rng.random_range(0..hidden.len());
             hidden[one] = true;
         }
@@ -121,11 +135,11 @@ impl Masking {
             places: Vec::new(),
             targets: Vec::new(),
         };
-        let ends = starts.iter().skip(1).copied().chain([text.len()]);
-        for ((start, end), _) in starts.iter().zip(ends).zip(&hidden).filter(|(_, h)| **h) {
-            for (place, token) in text.iter().enumerate().take(end).skip(*start) {
+        for (word, _) in words.into_iter().zip(hidden).filter(|(_, hidden)| *hidden) {
+            for place in word {
+                let token = text[place];
                 masked.places.push(place);
-                masked.targets.push(*token);
+                masked.targets.push(token);
                 let draw = rng.random::<f64>();
                 if draw < self.masked {
                     masked.inputs[place] = vocabulary.mask;
@@ -149,6 +163,7 @@ mod tests {
             mask: 1000,
             size: 1000,
             continues: (0..1000).map(|id| id % 2 == 1).collect(),
+            special: (0..1000).map(|id| id >= 998).collect(),
         }
     }
 
@@ -159,6 +174,7 @@ mod tests {
         let masked = Masking::default().apply(&text, &vocabulary(), random);
         let n = masked.places.len() as f64;
         assert!((n / 60_000.0 - 0.15).abs() < 0.01, "{n}");
+        assert!(masked.targets.iter().all(|token| *token < 998));
         let seen = |place: &usize| masked.inputs[*place];
         let hidden = masked.places.iter().filter(|p| seen(p) == 1000).count() as f64;
         let kept = masked
@@ -189,6 +205,9 @@ mod tests {
         assert_eq!(apply(1), apply(1));
         assert!((0..50).all(|seed| !apply(seed).places.is_empty()));
         assert!((1..50).any(|seed| apply(seed) != apply(0)));
+        let random = &mut rng(0, Stream::Noise, 0);
+        let nothing = Masking::default().apply(&[998, 999], &vocabulary(), random);
+        assert!(nothing.places.is_empty());
     }
 
     #[test]

@@ -6,6 +6,8 @@
 //! [`Signature`] writes down the settings a figure depends on, so that figures measured
 //! differently are never compared.
 
+pub mod attention;
+pub mod bigrams;
 pub mod bootstrap;
 pub mod classification;
 pub mod divergence;

@@ -8,6 +8,7 @@
 pub mod diffusion;
 pub mod engine;
 mod error;
+pub mod fill;
 pub mod gguf;
 pub mod image;
 pub mod latent;

@@ -6,6 +6,7 @@
 //! A run that was killed and resumed ends in the same bytes as a run that was not
 //! ([`checkpoint`]).
 
+pub mod attention;
 pub mod checkpoint;
 pub mod clip;
 pub mod error;

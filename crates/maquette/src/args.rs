@@ -100,13 +100,13 @@ pub(crate) struct TrainArgs {
 /// `maquette generate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
-    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2 or Qwen3 model.
+    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT model.
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<PathBuf>,
-    /// The text to go on from; `-` reads stdin.
+    /// The text to go on from, or to fill (BERT, with [MASK]); `-` reads stdin.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// How many outputs.
@@ -130,7 +130,7 @@ pub(crate) struct GenerateArgs {
     /// Text: 0 is greedy, 1 the model's own distribution.
     #[arg(long, value_name = "T", default_value_t = 0.8, help_heading = "Text")]
     pub(crate) temperature: f64,
-    /// Text: keep the K most probable tokens (0: all).
+    /// Text: keep the K most probable tokens (0: all; for [MASK] show K, 0: five).
     #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Text")]
     pub(crate) top_k: usize,
     /// Text: keep the smallest set of tokens with this much probability.
@@ -187,6 +187,9 @@ pub(crate) struct GenerateArgs {
     /// Text: stop before this string; may be given several times.
     #[arg(long, value_name = "TEXT", help_heading = "Text")]
     pub(crate) stop: Vec<String>,
+    /// Text: write a page that shows who looks at whom: heads by block, tokens on hover.
+    #[arg(long, value_name = "FILE.html", help_heading = "Text")]
+    pub(crate) attention: Option<PathBuf>,
     /// Images: denoising steps.
     #[arg(long, value_name = "N", help_heading = "Images")]
     pub(crate) steps: Option<usize>,

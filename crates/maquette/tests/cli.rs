@@ -644,13 +644,18 @@ checkpoint_every = 3
 }
 
 #[test]
-fn masked_words_are_guessed() {
+fn masked_words_are_guessed_and_the_reader_is_tuned() {
     let bench = Bench::new();
     let recipe = TINY_GPT
-        .replace("family = \"gpt\"", "family = \"bert\"")
+        .replace(
+            "family = \"gpt\"",
+            "family = \"bert\"\npairing = \"sentence-order\"",
+        )
+        .replace("[model]", "[model]\npooler = true\nhead = \"pretraining\"")
         .replace(
             "kind = \"char\"",
-            "kind = \"word-piece\"\nvocab_size = 200\nspecial_tokens = [\"[UNK]\", \"[MASK]\"]",
+            "kind = \"word-piece\"\nvocab_size = 200\n\
+             special_tokens = [\"[UNK]\", \"[CLS]\", \"[SEP]\", \"[MASK]\"]",
         );
     let (recipe, _) = recipe.split_once("[sample]").unwrap();
     bench.write("bert.toml", recipe);
@@ -661,8 +666,11 @@ fn masked_words_are_guessed() {
     for name in [
         "test_loss",
         "test_accuracy",
+        "test_bits_per_byte",
+        "test_pair_accuracy",
         "unigram_loss",
         "bigram_accuracy",
+        "neighbours_loss",
     ] {
         assert!(json["metrics"][name].is_f64(), "{name}: {json}");
     }
@@ -672,9 +680,75 @@ fn masked_words_are_guessed() {
         again["metrics"]["bigram_loss"],
         json["metrics"]["bigram_loss"]
     );
+
+    // Gaps are filled, with the page of who looks at whom.
+    let made = bench
+        .run("generate run --prompt the[MASK] --top-k 3 --attention look.html --json")
+        .succeeds()
+        .json();
+    let gaps = made["outputs"][0]["gaps"].as_array().unwrap();
+    assert_eq!((gaps.len(), gaps[0].as_array().unwrap().len()), (1, 3));
+    let page = fs::read_to_string(bench.path("look.html")).unwrap();
+    assert!(page.contains("Heads by block"));
     bench
-        .run("generate run")
-        .fails(1, &["guesses hidden words"]);
+        .run("generate run --prompt the")
+        .fails(1, &["no gap to fill; write [MASK]"]);
+
+    // The encoder learns something else.
+    let tuned = "summary = \"t\"\nfamily = \"finetune\"\ninit = \"run\"\n[data]\ntask = \"classify\"\n\
+        source = \"path\"\n[optimizer]\nkind = \"adamw\"\nlr = 1e-3\n[train]\nsteps = 2\nbatch = 4\n";
+    let lines = (0..20).map(|i| {
+        let label = ["low", "high"][i % 2];
+        format!("{{\"text\": \"a story {i}\", \"label\": \"{label}\"}}\n")
+    });
+    bench.write("texts.jsonl", &lines.collect::<String>());
+    bench.write("tuned.toml", tuned);
+    for reader in ["bert", "bag-of-words"] {
+        let json = bench
+            .run(&format!(
+                "train tuned.toml --data texts.jsonl --set reader={reader} --json --out {reader}"
+            ))
+            .succeeds()
+            .json();
+        assert!(json["metrics"]["test_accuracy_low"].is_f64(), "{json}");
+        let again = bench
+            .run(&format!("evaluate {reader} --json"))
+            .succeeds()
+            .json();
+        assert_eq!(again["metrics"]["test_loss"], json["metrics"]["test_loss"]);
+    }
+    let config = fs::read_to_string(bench.path("bert/config.json")).unwrap();
+    assert!(config.contains("\"high\""));
+    let source = |task: &str, source: &str| {
+        let sets = format!("--set data.task={task} --set data.source={source} --set data.count=20");
+        bench.run(&format!("train tuned.toml {sets} --out {task}"))
+    };
+    source("tag", "heroes").succeeds();
+    // The little reader reads sixteen tokens.
+    source("answer", "whereabouts").fails(1, &["more than the model's"]);
+    bench
+        .run("train tuned.toml --set data.task=tag --set data.source=whereabouts")
+        .fails(2, &["whereabouts to answer"]);
+    bench.write("no-init.toml", &tuned.replace("init = \"run\"\n", ""));
+    bench
+        .run("train no-init.toml --data texts.jsonl")
+        .fails(1, &["--set init="]);
+}
+
+#[test]
+fn packed_documents_stay_apart() {
+    let bench = Bench::new();
+    let packed = "train tiny.toml --set data.packing=true --json --out";
+    bench
+        .run(&format!("{packed} none"))
+        .fails(1, &["needs a token that closes a document"]);
+    let sets = "--set tokenizer.special_tokens=[\"<|endoftext|>\"]";
+    let json = bench.run(&format!("{packed} run {sets}")).succeeds().json();
+    let again = bench.run("evaluate run --json").succeeds().json();
+    assert_eq!(
+        again["metrics"]["validation_loss"],
+        json["metrics"]["validation_loss"]
+    );
 }
 
 #[test]

@@ -35,6 +35,11 @@ pub fn story(seed: u64, index: u64) -> String {
     told.join(" ")
 }
 
+/// Every name that a character may have.
+pub fn names() -> Vec<&'static str> {
+    CHARACTERS.iter().map(|character| character.name).collect()
+}
+
 struct Teller {
     rng: Rng,
     /// What each key stands for in this story.

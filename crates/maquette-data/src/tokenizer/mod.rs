@@ -225,14 +225,19 @@ impl Tokenizer {
             return write(path, &self.to_json()?);
         }
         let token = |id: Option<u32>| id.and_then(|id| self.id_to_token(id));
-        let unknown = ["[UNK]", "<unk>"]
-            .into_iter()
-            .find(|t| self.token_to_id(t).is_some());
+        let one_of = |names: [&'static str; 2]| {
+            let mut names = names.into_iter();
+            names.find(|name| self.token_to_id(name).is_some())
+        };
         let config = serde_json::json!({
             "tokenizer_class": "PreTrainedTokenizerFast",
             "clean_up_tokenization_spaces": false,
             "eos_token": token(self.end_of_text()),
-            "unk_token": unknown,
+            "unk_token": one_of(["[UNK]", "<unk>"]),
+            "pad_token": one_of(["[PAD]", "<pad>"]),
+            "cls_token": one_of(["[CLS]", "<cls>"]),
+            "sep_token": one_of(["[SEP]", "<sep>"]),
+            "mask_token": one_of(["[MASK]", "<mask>"]),
         });
         write(&path.join("tokenizer_config.json"), &format!("{config:#}"))?;
         write(&path.join("tokenizer.json"), &self.to_json()?)

@@ -14,6 +14,7 @@ use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::metaspace::Metaspace;
+use tokenizers::processors::bert::BertProcessing;
 use tokenizers::{
     AddedToken, NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString,
     PreTokenizer, Tokenizer as HfTokenizer, Trainer,
@@ -162,6 +163,10 @@ impl TokenizerConfig {
         hf.with_model(WordPiece::from_bpe(&bpe));
         hf.add_special_tokens(self.special(Some(unknown)))
             .map_err(error)?;
+        let named = |token: &str| Some((token.to_owned(), hf.token_to_id(token)?));
+        if let (Some(cls), Some(sep)) = (named("[CLS]"), named("[SEP]")) {
+            hf.with_post_processor(Some(BertProcessing::new(sep, cls)));
+        }
         Tokenizer::hf(hf)
     }
 

@@ -3,15 +3,18 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::Tokenizer;
+use maquette_generate::fill::{Filled, fill};
 use maquette_generate::gguf as tokens;
 use maquette_generate::text::{GenerateOptions, complete};
-use maquette_models::{Gpt, gguf, hf};
+use maquette_models::nn::AttentionMaps;
+use maquette_models::{BertHead, BertInput, Gpt, gguf, hf};
 use maquette_rng::{Stream, rng};
 
 use super::pictures::{self, Draw, ImageRequest, Stamp};
 use super::{Family, diffusion, gpt, of_run, points, seq2seq, vae};
+use crate::attention::{Attention, MAX_TOKENS};
 use crate::files::write_atomic;
 use crate::{TrainError, hash};
 
@@ -39,6 +42,8 @@ pub struct TextAsk {
     pub prompt: Option<String>,
     /// How long, when to stop, how each token is drawn.
     pub options: GenerateOptions,
+    /// Where to write a page that shows the attention on the first text.
+    pub attention: Option<PathBuf>,
 }
 
 /// One output.
@@ -52,6 +57,8 @@ pub enum Made {
         /// Its tokens.
         ids: Vec<u32>,
     },
+    /// A text whose gaps were filled.
+    Filled(Filled),
     /// A file.
     Image {
         /// Where it was written.
@@ -68,6 +75,9 @@ pub enum Made {
 pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     let folder =
         !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file();
+    if folder && hf::model_type(&job.model).map_err(TrainError::other)? == "bert" {
+        return gaps(job);
+    }
     if folder || is_gguf(&job.model) {
         return text(job, String::new());
     }
@@ -80,10 +90,10 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         Family::Classifier => Err(TrainError::other(
             "a classifier generates nothing; `maquette evaluate` measures it",
         )),
-        Family::Bert => Err(TrainError::other(
-            "a masked language model guesses hidden words and writes none; `maquette evaluate` \
-             measures it",
+        Family::Finetune => Err(TrainError::other(
+            "a fine-tuned reader writes nothing; `maquette evaluate` measures it",
         )),
+        Family::Bert => gaps(job),
         Family::Seq2seq => seq2seq::generate(&source, job),
         Family::Points => points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
@@ -152,6 +162,16 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
         )
         .map_err(TrainError::other)?;
         let _ = (job.on_text)("\n");
+        if let (0, Some(page)) = (i, &job.text.attention) {
+            let read = tokenizer
+                .encode_with_template(&start)
+                .map_err(TrainError::other)?;
+            let all = [&read[..], &written.ids].concat();
+            let seen = &all[..all.len().min(model.seq_len())];
+            look(page, &job.model, seen, &tokenizer, |ids| {
+                model.attention_maps(Tensor::from_data(ids, &job.device))
+            })?;
+        }
         made.push(Made::Text {
             prompt: prompt.clone(),
             text: written.text,
@@ -159,6 +179,69 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
         });
     }
     Ok(made)
+}
+
+/// How many tokens are shown for a gap, unless `--top-k` says otherwise.
+const CANDIDATES: usize = 5;
+
+/// Fills the gaps of the prompt.
+fn gaps(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
+    (job.say)("loading the model");
+    let (config, model) = hf::load_bert(&job.model, &job.device).map_err(TrainError::other)?;
+    if !matches!(config.head, BertHead::MaskedLm | BertHead::Pretraining) {
+        return Err(TrainError::other(format!(
+            "{}: this BERT has no head that guesses hidden words",
+            job.model.display()
+        )));
+    }
+    let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
+    let prompt = job.text.prompt.unwrap_or_default();
+    let top_k = job.text.options.decoding.top_k.unwrap_or(CANDIDATES);
+    let filled = fill(&model, &tokenizer, &prompt, top_k).map_err(TrainError::other)?;
+    if let Some(page) = &job.text.attention {
+        let ids = tokenizer
+            .encode_with_template(&prompt)
+            .map_err(TrainError::other)?;
+        look(page, &job.model, &ids, &tokenizer, |ids| {
+            model.attention_maps(BertInput::new(Tensor::from_data(ids, &job.device)))
+        })?;
+    }
+    Ok(vec![Made::Filled(filled)])
+}
+
+/// Writes the page of a model's attention on `ids`.
+fn look(
+    page: &Path,
+    model: &Path,
+    ids: &[u32],
+    tokenizer: &Tokenizer,
+    maps: impl FnOnce(TensorData) -> AttentionMaps,
+) -> Result<(), TrainError> {
+    if ids.len() > MAX_TOKENS {
+        return Err(TrainError::other(format!(
+            "--attention shows at most {MAX_TOKENS} tokens, and there are {}; ask for fewer with --max-tokens",
+            ids.len()
+        )));
+    }
+    let row: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
+    let maps = maps(TensorData::new(row, [1, ids.len()]));
+    let spelled = |id: &u32| {
+        let text = tokenizer.decode(&[*id]).map_err(TrainError::other)?;
+        // A piece inside a word would look like a word of its own.
+        let inside = tokenizer
+            .id_to_token(*id)
+            .filter(|token| token.starts_with("##"));
+        Ok(inside.unwrap_or(text))
+    };
+    let tokens = ids
+        .iter()
+        .map(spelled)
+        .collect::<Result<Vec<String>, TrainError>>()?;
+    let name = model
+        .file_name()
+        .unwrap_or(model.as_os_str())
+        .to_string_lossy();
+    Attention::new(ids, &maps)?.write(page, &name, &tokens)
 }
 
 /// The brightness range of a family's output, and the function that draws a batch.

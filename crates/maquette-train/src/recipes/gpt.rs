@@ -1,5 +1,6 @@
 //! `family = "gpt"`: a language model on text.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use maquette_data::tokenizer::TokenizerConfig;
 use maquette_data::{TokenSet, Tokenizer, Windows, stories, text};
 use maquette_eval::likelihood;
 use maquette_generate::text::{GenerateOptions, complete};
-use maquette_models::gpt::{Gpt, GptConfig};
-use maquette_models::{hf, nn::Routing};
+use maquette_models::gpt::{Gpt, GptConfig, GptLoss};
+use maquette_models::{hf, nn::moe::Load};
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 
@@ -84,6 +85,10 @@ pub struct TextData {
     /// Read from disk while training, at constant memory.
     #[serde(default)]
     pub streaming: bool,
+    /// Documents, each closed by the tokenizer's end-of-text token, do not look into each other
+    /// where several stand in one window.
+    #[serde(default)]
+    pub packing: bool,
     /// Windows among which a streamed batch is drawn.
     #[serde(default = "buffer")]
     pub shuffle_buffer: usize,
@@ -142,6 +147,11 @@ impl GptRecipe {
                 "must lie between 0 and 1",
                 "0.1 holds out a tenth",
             );
+            return Err(invalid("data", error).into());
+        }
+        if data.packing && data.streaming {
+            let help = "leave one of them out";
+            let error = Invalid::new("packing", "does not go with streaming yet", help);
             return Err(invalid("data", error).into());
         }
         if data.shuffle_buffer == 0 || data.count == 0 {
@@ -245,11 +255,14 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         ..
     } = corpus;
     let mut text = text.resume(run.as_ref(), path.as_deref(), &tokenizer)?;
+    let packed = packing(&recipe, &tokenizer)?;
     let held_out = HeldOut {
         tokens: &validation,
         bytes: validation_bytes,
         recipe: &recipe,
         device: &job.device.clone(),
+        packed,
+        alarm: RefCell::default(),
     };
 
     // 4. Loop
@@ -262,8 +275,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     };
     let batches = |step: u64| text.batch(&recipe, step);
     let loss = |model: &Gpt, windows: Windows, _| {
-        let (inputs, targets) = tensors(&windows, &device);
-        let loss = model.training_loss(inputs, targets);
+        let loss = loss_of(model, &windows, packed, &device);
         let mut parts = Vec::new();
         if let (Some(balance), Some(z)) = (loss.balance(), loss.z()) {
             parts = vec![("text", loss.text), ("balance", balance), ("router_z", z)];
@@ -283,6 +295,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
+    if let Some(alarm) = held_out.alarm.take() {
+        job.say(&alarm);
+    }
 
     // 5. Save, measure, report
     let dir = run.dir().to_owned();
@@ -312,8 +327,13 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
         bytes: corpus.validation_bytes,
         recipe: &recipe,
         device: &job.device,
+        packed: packing(&recipe, &corpus.tokenizer)?,
+        alarm: RefCell::default(),
     };
     let metrics = held_out.measure(&model).map_err(TrainError::Other)?;
+    if let Some(alarm) = held_out.alarm.take() {
+        (job.say)(&alarm);
+    }
     let mut evaluation = Evaluation::default();
     for (name, value) in prefixed(&metrics) {
         let how = format!(
@@ -377,7 +397,10 @@ impl Corpus {
             .tokenizer
             .train(std::iter::once(Ok(whole.clone())))
             .map_err(TrainError::other)?;
-        let tokens = TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?;
+        let tokens = match packing(recipe, &tokenizer)? {
+            None => TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?,
+            Some(end) => documents(path, &whole, &tokenizer, end)?,
+        };
         let (train, validation) = tokens.split(data.validation).map_err(TrainError::other)?;
         train
             .check(recipe.train.batch, recipe.model.seq_len)
@@ -449,6 +472,49 @@ impl Corpus {
     }
 }
 
+/// The token that closes a document, where documents are packed.
+fn packing(recipe: &GptRecipe, tokenizer: &Tokenizer) -> Result<Option<u32>, TrainError> {
+    match (recipe.data.packing, tokenizer.end_of_text()) {
+        (false, _) => Ok(None),
+        (true, Some(end)) => Ok(Some(end)),
+        (true, None) => Err(TrainError::other(
+            "data.packing needs a token that closes a document; add \
+             special_tokens = [\"<|endoftext|>\"] to [tokenizer]",
+        )),
+    }
+}
+
+/// The documents at `path` (files, JSONL lines) or the stories of `whole`, each closed by `end`.
+fn documents(
+    path: Option<&Path>,
+    whole: &str,
+    tokenizer: &Tokenizer,
+    end: u32,
+) -> Result<TokenSet, TrainError> {
+    if let Some(path) = path {
+        return TokenSet::open(path, tokenizer).map_err(TrainError::other);
+    }
+    let mut tokens = Vec::new();
+    for story in whole.split("\n\n").filter(|story| !story.is_empty()) {
+        tokens.extend(tokenizer.encode(story).map_err(TrainError::other)?);
+        tokens.push(end);
+    }
+    Ok(TokenSet { tokens })
+}
+
+/// The loss of a batch; with `packed`, a window's documents, which that token closes, stay apart.
+fn loss_of(model: &Gpt, windows: &Windows, packed: Option<u32>, device: &Device) -> GptLoss {
+    let (inputs, targets) = tensors(windows, device);
+    let Some(end) = packed else {
+        return model.training_loss(inputs, targets);
+    };
+    let rows = windows.inputs.chunks(windows.seq_len);
+    let lengths = rows.flat_map(|row| row.split_inclusive(|token| *token == end).map(<[u32]>::len));
+    let lengths: Vec<usize> = lengths.collect();
+    let all = [1, windows.inputs.len()];
+    model.packed_loss(inputs.reshape(all), targets.reshape(all), &lengths)
+}
+
 /// `[batch, seq_len]` inputs and targets.
 fn tensors(windows: &Windows, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
     let tensor = |ids: &[u32]| {
@@ -467,6 +533,10 @@ struct HeldOut<'a> {
     bytes: usize,
     recipe: &'a GptRecipe,
     device: &'a Device,
+    /// The token that closes a document, where documents are packed.
+    packed: Option<u32>,
+    /// What the last measurement found wrong with the routers.
+    alarm: RefCell<Option<String>>,
 }
 
 impl HeldOut<'_> {
@@ -486,9 +556,8 @@ impl HeldOut<'_> {
             if count >= limit {
                 break;
             }
-            let (inputs, targets) = tensors(&windows, self.device);
             let tokens = windows.inputs.len();
-            let loss = model.training_loss(inputs, targets);
+            let loss = loss_of(model, &windows, self.packed, self.device);
             nats += f64::from(loss.text.into_scalar::<f32>()) * tokens as f64;
             count += tokens;
             load.add(&loss.routing, tokens);
@@ -503,53 +572,13 @@ impl HeldOut<'_> {
                 likelihood::bits_per_byte(nats, bytes.round() as usize)?,
             ),
         ]);
-        metrics.extend(load.metrics());
+        // 1 when all experts are used alike; how many get next to nothing, in all blocks.
+        if let Some(used) = load.used() {
+            metrics.insert("experts_used".to_owned(), used);
+            metrics.insert("experts_idle".to_owned(), load.idle() as f64);
+        }
+        self.alarm.replace(load.collapse());
         Ok(metrics)
-    }
-}
-
-/// How often each expert of each block was chosen.
-#[derive(Default)]
-struct Load(Vec<Vec<f64>>);
-
-impl Load {
-    /// An expert that gets less than this share of an even load is idle.
-    const IDLE: f64 = 0.1;
-
-    fn add(&mut self, routing: &[Routing], tokens: usize) {
-        self.0.resize(routing.len(), Vec::new());
-        for (block, routing) in self.0.iter_mut().zip(routing) {
-            block.resize(routing.shares.len(), 0.0);
-            for (sum, share) in block.iter_mut().zip(&routing.shares) {
-                *sum += f64::from(*share) * tokens as f64;
-            }
-        }
-    }
-
-    /// `experts_used`: the exponential of the entropy of the load over the number of experts, mean
-    /// over the blocks, 1 when it is even; `experts_idle`: how many get next to nothing, in all
-    /// blocks. Nothing without experts.
-    fn metrics(&self) -> Metrics {
-        let (mut used, mut idle) = (0.0, 0usize);
-        for block in &self.0 {
-            let total: f64 = block.iter().sum();
-            let shares = block.iter().map(|count| count / total);
-            let nats: f64 = shares
-                .clone()
-                .filter(|p| *p > 0.0)
-                .map(|p| -p * p.ln())
-                .sum();
-            used += nats.exp() / block.len() as f64;
-            let even = 1.0 / block.len() as f64;
-            idle += shares.filter(|share| *share < Self::IDLE * even).count();
-        }
-        if self.0.is_empty() {
-            return Metrics::new();
-        }
-        Metrics::from([
-            ("experts_used".to_owned(), used / self.0.len() as f64),
-            ("experts_idle".to_owned(), idle as f64),
-        ])
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod bert;
 pub mod classifier;
 pub mod diffusion;
+pub mod finetune;
 pub mod generate;
 pub mod gpt;
 pub mod images;
@@ -40,6 +41,8 @@ pub enum Family {
     Gpt,
     /// Masked language model on text.
     Bert,
+    /// A trained transformer encoder on classes, tags or answers.
+    Finetune,
     /// Encoder-decoder transformer on pairs of texts.
     Seq2seq,
     /// Variational autoencoder on images.
@@ -61,6 +64,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
     (
         "bert",
         "transformer encoder that guesses masked words of a text",
+    ),
+    (
+        "finetune",
+        "a trained transformer encoder that learns classes, tags or answers from examples",
     ),
     (
         "seq2seq",
@@ -91,6 +98,7 @@ impl Family {
         match name.as_str() {
             "gpt" => Ok(Self::Gpt),
             "bert" => Ok(Self::Bert),
+            "finetune" => Ok(Self::Finetune),
             "seq2seq" => Ok(Self::Seq2seq),
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
@@ -165,6 +173,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
     match Family::of(&job.source)? {
         Family::Gpt => gpt::train(job),
         Family::Bert => bert::train(job),
+        Family::Finetune => finetune::train(job),
         Family::Seq2seq => seq2seq::train(job),
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
@@ -197,6 +206,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let all = match Family::of(&source)? {
         Family::Gpt => gpt::evaluate(&source, job)?,
         Family::Bert => bert::evaluate(&source, job)?,
+        Family::Finetune => finetune::evaluate(&source, job)?,
         Family::Seq2seq => seq2seq::evaluate(&source, job)?,
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,

@@ -1,11 +1,13 @@
 //! `family = "seq2seq"`: an encoder-decoder that reads one short text and writes another.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use maquette_data::Tokenizer;
 use maquette_data::pairs::{self, Pair, PairTask, Part};
+use maquette_data::spans::{SpanCorruption, sentinel};
 use maquette_data::tokenizer::{TokenizerConfig, TokenizerKind};
+use maquette_data::{TokenSet, Tokenizer, stories, text};
+use maquette_eval::likelihood;
 use maquette_models::{EncoderDecoder, EncoderDecoderConfig, hf};
 use maquette_rng::rand::RngExt as _;
 use maquette_rng::{Stream, rng};
@@ -22,6 +24,8 @@ use crate::{
 
 /// Filling, the token before an answer, and the one after it, in the order of their ids.
 const SPECIAL: [&str; 3] = ["<pad>", "<s>", "</s>"];
+/// How many stories spans are hidden in, where no text is given.
+const STORIES: usize = 4000;
 /// Held-out pairs measured at once.
 const ROWS: usize = 100;
 
@@ -50,12 +54,33 @@ pub struct Seq2seqRecipe {
     pub published: PublishedNumbers,
 }
 
+/// What an encoder-decoder learns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Objective {
+    /// Letters, to be written backwards.
+    Reverse,
+    /// A date as people write it, to be written as ISO 8601 does.
+    Dates,
+    /// The hidden spans of a text (Raffel et al. 2020), see [`SpanCorruption`].
+    Spans,
+}
+
 /// `[data]` of an encoder-decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairData {
-    /// What is asked: `reverse` or `dates`.
-    pub task: PairTask,
+    /// What is asked: `reverse`, `dates` or `spans`.
+    pub task: Objective,
+    /// The text in which spans are hidden; `--data` stands for it. Stories if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// How spans are hidden.
+    #[serde(default)]
+    pub spans: SpanCorruption,
+    /// Size of the byte-pair vocabulary of `spans`.
+    #[serde(default = "vocab_size")]
+    pub vocab_size: usize,
     /// How many pairs to learn from.
     #[serde(default = "count")]
     pub count: usize,
@@ -72,6 +97,10 @@ fn held_out() -> usize {
     1000
 }
 
+fn vocab_size() -> usize {
+    1000
+}
+
 impl Seq2seqRecipe {
     /// Reads and checks a recipe.
     ///
@@ -83,6 +112,10 @@ impl Seq2seqRecipe {
         if recipe.data.count == 0 || recipe.data.held_out == 0 {
             let what = "count and held_out must be at least 1";
             let error = Invalid::new("count", what, "try 50000 and 1000");
+            return Err(source.locate("data", error).into());
+        }
+        if let Some(fault) = recipe.data.spans.fault() {
+            let error = Invalid::new("spans", fault, "T5's are share 0.15, mean_length 3");
             return Err(source.locate("data", error).into());
         }
         let sized = EncoderDecoderConfig {
@@ -98,6 +131,8 @@ impl Seq2seqRecipe {
 struct Ids {
     source: Vec<u32>,
     target: Vec<u32>,
+    /// Bytes of text that the target spells.
+    bytes: usize,
 }
 
 /// Pairs ready for a model.
@@ -109,15 +144,19 @@ struct Corpus {
 }
 
 impl Corpus {
-    fn open(recipe: &Seq2seqRecipe) -> Result<Self, TrainError> {
-        let PairData {
-            task,
-            count,
-            held_out,
-        } = recipe.data;
-        let seed = recipe.train.seed;
-        let train = pairs::generate(task, Part::Train, count, seed);
-        let held_out = pairs::generate(task, Part::HeldOut, held_out, seed);
+    fn open(recipe: &Seq2seqRecipe, path: Option<&Path>) -> Result<Self, TrainError> {
+        match recipe.data.task {
+            Objective::Reverse => Self::pairs(recipe, PairTask::Reverse),
+            Objective::Dates => Self::pairs(recipe, PairTask::Dates),
+            Objective::Spans => Self::spans(recipe, path),
+        }
+    }
+
+    /// Pairs out of a generator, in characters.
+    fn pairs(recipe: &Seq2seqRecipe, task: PairTask) -> Result<Self, TrainError> {
+        let (data, seed) = (&recipe.data, recipe.train.seed);
+        let train = pairs::generate(task, Part::Train, data.count, seed);
+        let held_out = pairs::generate(task, Part::HeldOut, data.held_out, seed);
         let all = train.iter().chain(&held_out);
         let text: String = all
             .flat_map(|pair| [&*pair.source, &*pair.target])
@@ -138,6 +177,7 @@ impl Corpus {
                 let ids = Ids {
                     source: encode(&pair.source)?,
                     target: encode(&pair.target)?,
+                    bytes: pair.target.len(),
                 };
                 let n = ids.source.len().max(ids.target.len() + 1);
                 if n > longest {
@@ -154,6 +194,58 @@ impl Corpus {
             held_out: ids(&held_out)?,
             tokenizer,
             sha256,
+        })
+    }
+
+    /// Windows of a text with hidden spans, in byte pairs. The last tenth of the text is held out.
+    fn spans(recipe: &Seq2seqRecipe, path: Option<&Path>) -> Result<Self, TrainError> {
+        let (data, seed, seq_len) = (&recipe.data, recipe.train.seed, recipe.model.seq_len);
+        let whole = match path {
+            Some(path) => text::read(path).map_err(TrainError::other)?,
+            None => stories::generate(STORIES, seed),
+        };
+        let sentinels = (0..=data.spans.spans(seq_len)).map(sentinel);
+        let config = TokenizerConfig {
+            kind: TokenizerKind::Bpe,
+            vocab_size: data.vocab_size,
+            special_tokens: SPECIAL
+                .map(str::to_owned)
+                .into_iter()
+                .chain(sentinels.clone())
+                .collect(),
+            ..TokenizerConfig::default()
+        };
+        let tokenizer = config
+            .train(std::iter::once(Ok(whole.clone())))
+            .map_err(TrainError::other)?;
+        let sentinels: Vec<u32> = sentinels
+            .filter_map(|name| tokenizer.token_to_id(&name))
+            .collect();
+        let tokens = TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?;
+        let (train, held_out) = tokens.split(0.1).map_err(TrainError::other)?;
+        let corrupt = |set: &TokenSet, count: usize, part: u64| {
+            let windows = set
+                .windows(count, seq_len, seed, part)
+                .map_err(TrainError::other)?;
+            let random = &mut rng(seed, Stream::Noise, part);
+            let each = windows.inputs.chunks(seq_len).map(|window| {
+                let (source, target) = data.spans.apply(window, &sentinels, random);
+                let hidden = tokenizer
+                    .decode_visible(&target)
+                    .map_err(TrainError::other)?;
+                Ok(Ids {
+                    bytes: hidden.len(),
+                    source,
+                    target,
+                })
+            });
+            each.collect::<Result<Vec<_>, TrainError>>()
+        };
+        Ok(Self {
+            train: corrupt(&train, data.count, 0)?,
+            held_out: corrupt(&held_out, data.held_out, 1)?,
+            sha256: tokens.hash(),
+            tokenizer,
         })
     }
 }
@@ -255,7 +347,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 1. Recipe and data
     let mut recipe = Seq2seqRecipe::parse(&job.source)?;
     job.say("making the pairs");
-    let corpus = Corpus::open(&recipe)?;
+    job.remember_data(&mut recipe.data.path);
+    let path: Option<PathBuf> = job.data_path(recipe.data.path.as_deref()).map(Into::into);
+    let corpus = Corpus::open(&recipe, path.as_deref())?;
     let special = Special::of(&corpus.tokenizer)?;
     recipe.model.vocab_size = corpus.tokenizer.vocab_size();
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
@@ -321,7 +415,8 @@ fn load(recipe: &Seq2seqRecipe, dir: &Path, device: &Device) -> Result<EncoderDe
 /// No weights.
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = Seq2seqRecipe::parse(source)?;
-    let corpus = Corpus::open(&recipe)?;
+    let path = job.data.as_deref().or(recipe.data.path.as_deref());
+    let corpus = Corpus::open(&recipe, path)?;
     let model = load(&recipe, &job.run, &job.device)?;
     let metrics = measure(&model, &corpus, &job.device).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
@@ -335,15 +430,17 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
     Ok(evaluation)
 }
 
-/// Loss in nats per token, and the share of answers that are right to the last character.
+/// Loss in nats per token, bits per byte of the answers, and the share that is right to the last
+/// character.
 fn measure(model: &EncoderDecoder, corpus: &Corpus, device: &Device) -> Result<Metrics, BoxError> {
     let special = Special::of(&corpus.tokenizer)?;
-    let (mut nats, mut count, mut right) = (0.0, 0usize, 0usize);
+    let (mut nats, mut count, mut right, mut bytes) = (0.0, 0usize, 0usize, 0usize);
     for pairs in corpus.held_out.chunks(ROWS) {
         let rows = Rows::new(pairs.iter(), special);
         let tokens: usize = rows.targets.iter().map(|target| target.len() + 1).sum();
         nats += f64::from(rows.loss(model, device).into_scalar::<f32>()) * tokens as f64;
         count += tokens;
+        bytes += pairs.iter().map(|pair| pair.bytes).sum::<usize>();
         let answers = rows.answers(model, device);
         right += answers
             .iter()
@@ -353,6 +450,10 @@ fn measure(model: &EncoderDecoder, corpus: &Corpus, device: &Device) -> Result<M
     }
     Ok(Metrics::from([
         ("loss".to_owned(), nats / count as f64),
+        (
+            "bits_per_byte".to_owned(),
+            likelihood::bits_per_byte(nats, bytes)?,
+        ),
         (
             "exact".to_owned(),
             right as f64 / corpus.held_out.len() as f64,
@@ -382,6 +483,7 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
     let pair = Ids {
         source,
         target: Vec::new(),
+        bytes: 0,
     };
     let rows = Rows::new(std::iter::once(&pair), Special::of(&tokenizer)?);
     let ids = rows.answers(&model, &job.device).remove(0);

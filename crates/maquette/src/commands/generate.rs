@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use maquette::generate::diffusion::Sampler;
+use maquette::generate::fill::Candidate;
 use maquette::generate::sampling::{Decoding, Mirostat, Xtc};
 use maquette::generate::text::GenerateOptions;
 use maquette::train::recipes::generate::{self, GenerateJob, Made, TextAsk};
@@ -36,6 +37,7 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
     let text = TextAsk {
         prompt: prompt(args.prompt.clone())?,
         options: options(&args),
+        attention: args.attention.clone(),
     };
     let images = images(&args)?;
     let status = Status::new(output.quiet);
@@ -69,6 +71,22 @@ fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()
             Made::Text { prompt, text, ids } => {
                 texts.push_str(&format!("{prompt}{text}\n"));
                 json!({ "text": text, "ids": ids })
+            }
+            Made::Filled(filled) => {
+                for gap in &filled.gaps {
+                    for one in gap {
+                        output.line(format!("{:<16} {:.4}", one.token, one.probability));
+                    }
+                    output.line("");
+                }
+                output.line(&filled.text);
+                let candidate = |one: &Candidate| {
+                    json!({ "id": one.id, "token": one.token, "probability": one.probability })
+                };
+                let gaps = filled.gaps.iter();
+                let gaps = gaps.map(|gap| gap.iter().map(candidate).collect::<Vec<_>>());
+                let gaps: Vec<_> = gaps.collect();
+                json!({ "text": filled.text, "ids": filled.ids, "gaps": gaps })
             }
             Made::Image { path, seed } => {
                 output.line(path.display());

@@ -29,12 +29,14 @@ built_in![
     "glyphs",
     "glyphs-classifier",
     "grid25",
+    "heroes",
     "mnist-classifier",
     "moons",
     "reverse",
     "ring8",
     "shakespeare-bpe",
     "shakespeare-char",
+    "spans",
     "stories",
     "stories-experts",
     "stories-streaming",
@@ -42,6 +44,8 @@ built_in![
     "vae-glyphs",
     "vae-mnist",
     "vae-mnist-conv",
+    "whereabouts",
+    "word-order",
 ];
 
 /// The built-in recipe called `name`, or the recipe file at that path.

@@ -2,6 +2,10 @@
 
 use super::{Lab, Topic};
 
+#[path = "../../../../handbook/18-attention/lab.rs"]
+mod attention;
+#[path = "../../../../handbook/34-bert/lab.rs"]
+mod bert;
 #[path = "../../../../handbook/17-diffusion/lab.rs"]
 mod diffusion;
 #[path = "../../../../handbook/41-eager-graph/lab.rs"]
@@ -16,6 +20,8 @@ mod l1_l2;
 mod large_datasets;
 #[path = "../../../../handbook/27-latent-space/lab.rs"]
 mod latent_space;
+#[path = "../../../../handbook/54-multimodal/lab.rs"]
+mod multimodal;
 #[path = "../../../../handbook/10-noise/lab.rs"]
 mod noise;
 #[path = "../../../../handbook/15-normalisation/lab.rs"]
@@ -30,6 +36,8 @@ mod sampling;
 mod softmax;
 #[path = "../../../../handbook/09-tokenization/lab.rs"]
 mod tokenization;
+#[path = "../../../../handbook/44-transformer/lab.rs"]
+mod transformer;
 #[path = "../../../../handbook/19-vae/lab.rs"]
 mod vae;
 #[path = "../../../../handbook/37-vanishing-gradients/lab.rs"]
@@ -86,7 +94,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(15, "normalisation", "Normalisation and regularisation").lab(normalisation::run),
     topic(16, "gan-difficulty", "Why GANs are hard to train"),
     topic(17, "diffusion", "Diffusion models").lab(diffusion::run),
-    topic(18, "attention", "Attention"),
+    topic(18, "attention", "Attention").lab(attention::run),
     topic(19, "vae", "Variational autoencoders").lab(vae::run),
     topic(20, "generator-discriminator", "Generator and discriminator"),
     topic(21, "overfitting", "Overfitting").lab(overfitting::run),
@@ -102,7 +110,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(31, "gpt-rnn", "GPT and RNN"),
     topic(32, "mode-collapse", "Mode collapse"),
     topic(33, "conditional-gan", "Conditional GANs"),
-    topic(34, "bert", "BERT"),
+    topic(34, "bert", "BERT").lab(bert::run),
     topic(
         35,
         "attention-in-generation",
@@ -116,7 +124,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(41, "eager-graph", "Eager and graph execution").lab(eager_graph::run),
     topic(42, "deep-belief-network", "Deep belief networks"),
     topic(43, "gan-metrics", "Metrics for GANs"),
-    topic(44, "transformer", "The transformer"),
+    topic(44, "transformer", "The transformer").lab(transformer::run),
     topic(45, "activations", "Activation functions"),
     topic(46, "nash-equilibrium", "Nash equilibrium"),
     topic(47, "optimisers", "Optimisers").lab(optimisers::run),
@@ -126,7 +134,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(51, "creativity", "Human creativity"),
     topic(52, "rag", "Retrieval-augmented generation"),
     topic(53, "vector-databases", "Vector databases"),
-    topic(54, "multimodal", "Efficient multimodal models"),
+    topic(54, "multimodal", "Efficient multimodal models").lab(multimodal::run),
     topic(
         55,
         "llm-frameworks",

@@ -1,6 +1,7 @@
 //! What the labs that train have in common: the library's loop in a folder that is thrown away,
 //! and glyphs as tensors.
 
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
 
 use burn::module::Module;
@@ -11,11 +12,12 @@ use crate::data::glyphs::{GlyphConfig, glyphs};
 use crate::data::{Augment, ImageSet, Normalization, Order, Split};
 use crate::models::{Vae, VaeConfig};
 use crate::rng::{Stream, normal, rng};
+use crate::train::recipes::{self, Job};
 use crate::train::run::Place;
 use crate::train::spec::{OptimizerKind, ScheduleKind};
 use crate::train::{
     Batch, Control, Event, LoopSpec, Metrics, OptimizerSpec, Plan, Run, RunSpec, ScheduleSpec,
-    Task, TrainError, fit,
+    Source, Task, TrainError, fit,
 };
 
 /// One training of an experiment: the sections of a recipe that the loop follows.
@@ -131,6 +133,57 @@ impl From<Box<Unfinished>> for LabError {
             source: Box::new(unfinished.error),
         }
     }
+}
+
+/// What came of a recipe.
+pub(crate) struct Ran {
+    /// What it measured at the end.
+    pub(crate) metrics: Metrics,
+    /// What it said meanwhile.
+    pub(crate) said: Vec<String>,
+}
+
+impl Ran {
+    /// A number it measured; none of that name is not a number, which no claim holds for.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        self.metrics.get(name).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Trains a recipe, changed by `sets`, in the folder `out`.
+pub(crate) fn recipe(
+    lab: &LabContext<'_>,
+    text: &str,
+    sets: &[(&str, &str)],
+    out: &Path,
+) -> Result<Ran, LabError> {
+    let seed = lab.seed.to_string();
+    let sets: Vec<_> = [&[("train.seed", &*seed)], sets]
+        .concat()
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .collect();
+    let mut said = Vec::new();
+    let stop = AtomicBool::new(false);
+    let job = Job {
+        source: Source::new("recipe", text, &sets),
+        place: Place::Out(out.to_owned()),
+        data: None,
+        device: lab.device.clone(),
+        device_name: "cpu".into(),
+        dry_run: false,
+        stop: &stop,
+        on_event: &mut |event| {
+            if let Event::Doing(what) = event {
+                said.push(what.to_owned());
+            }
+        },
+    };
+    let metrics = match recipes::train(job).doing("training a recipe")? {
+        recipes::Outcome::Trained(result) => result.metrics,
+        recipes::Outcome::Estimated(_) => Metrics::new(),
+    };
+    Ok(Ran { metrics, said })
 }
 
 /// The mean of the last tenth of a loss curve.
