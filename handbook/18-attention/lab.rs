@@ -239,7 +239,10 @@ fn map(lab: &LabContext<'_>, config: &AttentionConfig) -> Result<String, LabErro
     };
     layer(lab, config).forward(text(lab, SEQ, D_MODEL, 0), context);
     let weights = numbers(maps.own.remove(0).narrow(1, 0, 1))?;
-    let rows = columns(&weights, SEQ, 0, SEQ);
+    let mut rows = columns(&weights, SEQ, 0, SEQ);
+    // Two digits, so that a figure fits its square.
+    let each = rows.iter_mut().flatten();
+    each.for_each(|weight| *weight = (*weight * 100.0).round() / 100.0);
     let names: Vec<String> = (1..=SEQ).map(|i| i.to_string()).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let title = match config.window {
