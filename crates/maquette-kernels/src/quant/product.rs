@@ -14,9 +14,8 @@ use crate::shared::Shared;
 use crate::simd::Avx2;
 use crate::simd::{Lanes, Portable};
 
-/// Rows of `x` up to which blocks are unpacked where they are used; more share unpacked ones. Also the
-/// rows of a tile.
-const FEW: usize = 4;
+/// Rows of `x` that are multiplied at a time.
+const TOGETHER: usize = 4;
 
 /// Vectors of rows of weights of a tile.
 const GROUPS: usize = 2;
@@ -120,6 +119,8 @@ pub(super) struct Kernel {
     lanes: usize,
     /// Bytes of an unpacked block.
     block: usize,
+    /// [`Weights::FEW`].
+    few: usize,
     /// Computes the outputs of some groups of `lanes` rows.
     run: unsafe fn(&Job, Range<usize>),
 }
@@ -186,13 +187,14 @@ impl Kernel {
             records,
             lanes: W::Floats::N,
             block: size_of::<F::Block>(),
+            few: F::FEW,
             run,
         }
     }
 
     /// Groups of rows of one task.
     fn groups(&self, job: &Job) -> usize {
-        if job.n <= FEW {
+        if job.n <= self.few {
             return TASK.div_ceil(self.lanes * job.stride());
         }
         let blocks = job.columns.div_ceil(self.records.block().0);
@@ -267,15 +269,16 @@ unsafe fn run<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
     );
     // SAFETY: the caller's.
     unsafe {
-        if job.n > FEW {
+        if job.n > F::FEW {
             return many::<W, F>(job, groups);
         }
         for group in groups {
-            match job.n {
-                0 => {}
-                1 => few::<W, F, 1>(job, group),
-                2 => few::<W, F, 2>(job, group),
-                _ => few::<W, F, FEW>(job, group),
+            for first in (0..job.n).step_by(TOGETHER) {
+                match job.n - first {
+                    1 => few::<W, F, 1>(job, group, first),
+                    2 => few::<W, F, 2>(job, group, first),
+                    _ => few::<W, F, TOGETHER>(job, group, first),
+                }
             }
         }
     }
@@ -286,18 +289,19 @@ unsafe fn run<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
 /// # Safety
 /// As [`Kernel::run`].
 #[inline(always)]
-unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize) {
+unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize, first: usize) {
     let blocks = job.columns.div_ceil(F::NUMBERS);
-    let x = job.records::<N>(0);
+    let x = job.records::<N>(first);
     // SAFETY: the caller's; block `b` of rows and records is there.
     unsafe {
         let rows = Rows::of::<W, F>(job, group);
         let mut sums = [[W::Floats::splat(0.0); N]; 1];
         for b in 0..blocks {
+            rows.prefetch_next::<W, F>(b);
             let block = rows.unpack::<W, F>(b);
             F::multiply::<1, N>([&block], x.map(|x| x.add(b * F::RECORD)), &mut sums);
         }
-        put::<W, 1, N>(job, group, 0, &sums);
+        put::<W, 1, N>(job, group, first, &sums);
     }
 }
 
@@ -325,15 +329,15 @@ unsafe fn many<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
             }
         }
         panel.set_len(tiles * blocks * GROUPS);
-        for first in (0..job.n).step_by(FEW) {
+        for first in (0..job.n).step_by(TOGETHER) {
             for (tile, panel) in panel.chunks_exact(blocks * GROUPS).enumerate() {
-                let mut x = job.records::<FEW>(first);
-                let mut sums = [[W::Floats::splat(0.0); FEW]; GROUPS];
+                let mut x = job.records::<TOGETHER>(first);
+                let mut sums = [[W::Floats::splat(0.0); TOGETHER]; GROUPS];
                 for blocks in panel.as_chunks::<GROUPS>().0 {
                     F::multiply(blocks.each_ref(), x, &mut sums);
                     x = x.map(|x| x.add(F::RECORD));
                 }
-                put::<W, GROUPS, FEW>(job, groups.start + tile * GROUPS, first, &sums);
+                put::<W, GROUPS, TOGETHER>(job, groups.start + tile * GROUPS, first, &sums);
             }
         }
     }
@@ -376,6 +380,22 @@ impl Rows {
             whole,
             _padded: padded,
             tail,
+        }
+    }
+
+    /// Asks for as much of the next group as is used of this one with block `b`. Several rows read at a
+    /// time are too many short streams for a processor to foresee.
+    #[inline(always)]
+    fn prefetch_next<W: Words, F: Weights<W>>(&self, b: usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let lanes = W::Floats::N;
+            let next = self.from.wrapping_add(lanes * (self.stride + b * F::BYTES));
+            for line in 0..(lanes * F::BYTES).div_ceil(64) {
+                // SAFETY: a hint, which may be given for any address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast()) };
+            }
         }
     }
 

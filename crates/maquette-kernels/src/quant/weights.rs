@@ -24,6 +24,8 @@ pub(super) trait Weights<W: Words> {
     const BYTES: usize;
     /// Words of a record.
     const RECORD: usize;
+    /// Rows of `x` up to which blocks are unpacked where they are used; more share unpacked ones.
+    const FEW: usize = 8;
 
     /// A block of each row, rows `stride` bytes apart.
     ///
@@ -80,12 +82,14 @@ unsafe fn add_scaled<W: Words>(sum: Float<W>, total: W::V, d: Float<W>, a: Float
 unsafe fn nibbles<W: Words>(from: *const u8, stride: usize) -> [[W::V; 4]; 2] {
     // SAFETY: the caller's.
     unsafe {
-        let low = W::splat(0x0f0f_0f0f);
+        let four = W::splat(0x0f0f_0f0f);
         let columns = W::columns(from, stride);
-        [
-            columns.map(|words| W::and(words, low)),
-            columns.map(|words| W::and(W::right::<4>(words), low)),
-        ]
+        let mut levels = [columns; 2];
+        for j in 0..4 {
+            levels[0][j] = W::and(columns[j], four);
+            levels[1][j] = W::and(W::right::<4>(columns[j]), four);
+        }
+        levels
     }
 }
 
@@ -105,9 +109,8 @@ impl<W: Words> Weights<W> for Q4_0 {
     unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block {
         // SAFETY: the caller's; a block is a half and 16 bytes.
         unsafe {
-            let [low, high] = nibbles::<W>(from.add(2), stride);
-            let levels = std::array::from_fn(|j| if j < 4 { low[j] } else { high[j - 4] });
-            (levels, W::halves(from, stride))
+            let [[a, b, c, d], [e, f, g, h]] = nibbles::<W>(from.add(2), stride);
+            ([a, b, c, d, e, f, g, h], W::halves(from, stride))
         }
     }
 
@@ -119,8 +122,13 @@ impl<W: Words> Weights<W> for Q4_0 {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let start = x.map(|x| word::<W>(x, 1));
-            let mut dots = [start; G];
+            let mut dots = [[W::splat(0); N]; G];
+            for n in 0..N {
+                let start = word::<W>(x[n], 1);
+                for g in 0..G {
+                    dots[g][n] = start;
+                }
+            }
             for j in 0..8 {
                 for n in 0..N {
                     let x = word::<W>(x[n], 2 + j);
@@ -153,8 +161,14 @@ impl<W: Words> Weights<W> for Q8_0 {
         // SAFETY: the caller's; a block is a half and 32 bytes.
         unsafe {
             let sign = W::splat(0x8080_8080);
-            let halves = [2, 18].map(|at| W::columns(from.add(at), stride));
-            let levels = std::array::from_fn(|j| W::bytes(W::xor(halves[j / 4][j % 4], sign)));
+            let halves = [
+                W::columns(from.add(2), stride),
+                W::columns(from.add(18), stride),
+            ];
+            let mut levels = [W::bytes(sign); 8];
+            for j in 0..8 {
+                levels[j] = W::bytes(W::xor(halves[j / 4][j % 4], sign));
+            }
             (levels, W::halves(from, stride))
         }
     }
@@ -167,8 +181,13 @@ impl<W: Words> Weights<W> for Q8_0 {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            let start = x.map(|x| W::start_bytes(word::<W>(x, 1)));
-            let mut dots = [start; G];
+            let mut dots = [[W::start_bytes(W::splat(0)); N]; G];
+            for n in 0..N {
+                let start = W::start_bytes(word::<W>(x[n], 1));
+                for g in 0..G {
+                    dots[g][n] = start;
+                }
+            }
             for j in 0..8 {
                 for n in 0..N {
                     let x = word::<W>(x[n], 2 + j);
@@ -216,12 +235,13 @@ impl<W: Words> Affine<W> {
             let six = W::splat(0x3f3f_3f3f);
             let four = W::splat(0x0f0f_0f0f);
             let two = W::splat(0x0303_0303);
-            let upper = |words| W::left::<4>(W::and(W::right::<6>(words), two));
-            let scales = [W::and(a, six), W::or(W::and(c, four), upper(a))];
-            let high = W::and(W::right::<4>(c), four);
-            let offsets = [W::and(b, six), W::or(high, upper(b))];
-            let [s, t] = scales;
-            let [m, n] = offsets;
+            let [upper_a, upper_b] = [
+                W::left::<4>(W::and(W::right::<6>(a), two)),
+                W::left::<4>(W::and(W::right::<6>(b), two)),
+            ];
+            let [s, m] = [W::and(a, six), W::and(b, six)];
+            let t = W::or(W::and(c, four), upper_a);
+            let n = W::or(W::and(W::right::<4>(c), four), upper_b);
             Self {
                 levels,
                 scales: [
@@ -431,18 +451,17 @@ impl<W: Words> Weights<W> for Q6K {
                     }
                 }
             }
-            let [a, b, c, d] = W::columns(from.add(192), stride).map(|words| {
-                [
-                    W::signed_scale::<0>(words),
-                    W::signed_scale::<1>(words),
-                    W::signed_scale::<2>(words),
-                    W::signed_scale::<3>(words),
-                ]
-            });
-            let scales = [a, b, c, d];
+            let packed = W::columns(from.add(192), stride);
+            let mut scales = [W::splat(0); 16];
+            for i in 0..4 {
+                scales[4 * i] = W::signed_scale::<0>(packed[i]);
+                scales[4 * i + 1] = W::signed_scale::<1>(packed[i]);
+                scales[4 * i + 2] = W::signed_scale::<2>(packed[i]);
+                scales[4 * i + 3] = W::signed_scale::<3>(packed[i]);
+            }
             Signed {
                 levels,
-                scales: std::array::from_fn(|i| scales[i / 4][i % 4]),
+                scales,
                 d: W::halves(from.add(208), stride),
             }
         }
@@ -458,8 +477,13 @@ impl<W: Words> Weights<W> for Q6K {
         unsafe {
             let mut totals = [[W::splat(0); N]; G];
             for part in 0..16 {
-                let start = x.map(|x| word::<W>(x, 1 + part));
-                let mut dots = [start; G];
+                let mut dots = [[W::splat(0); N]; G];
+                for n in 0..N {
+                    let start = word::<W>(x[n], 1 + part);
+                    for g in 0..G {
+                        dots[g][n] = start;
+                    }
+                }
                 for j in 0..4 {
                     for n in 0..N {
                         let x = word::<W>(x[n], 17 + 4 * part + j);
@@ -499,7 +523,15 @@ impl<W: Words> Floats<W, 4> for F32 {
     #[inline(always)]
     unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; 4] {
         // SAFETY: the caller's.
-        unsafe { W::columns(from, stride).map(|words| W::as_floats(words)) }
+        unsafe {
+            let [a, b, c, d] = W::columns(from, stride);
+            [
+                W::as_floats(a),
+                W::as_floats(b),
+                W::as_floats(c),
+                W::as_floats(d),
+            ]
+        }
     }
 }
 
@@ -512,10 +544,12 @@ impl<W: Words> Floats<W, 8> for F16 {
         // SAFETY: the caller's.
         unsafe {
             let pairs = W::columns(from, stride);
-            std::array::from_fn(|i| match i % 2 {
-                0 => W::lower_halves(pairs[i / 2]),
-                _ => W::lower_halves(W::right::<16>(pairs[i / 2])),
-            })
+            let mut floats = [W::Floats::splat(0.0); 8];
+            for j in 0..4 {
+                floats[2 * j] = W::lower_halves(pairs[j]);
+                floats[2 * j + 1] = W::lower_halves(W::right::<16>(pairs[j]));
+            }
+            floats
         }
     }
 }
@@ -528,11 +562,13 @@ impl<W: Words> Floats<W, 8> for Bf16 {
     unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; 8] {
         // SAFETY: the caller's.
         unsafe {
-            let pairs = W::columns(from, stride).map(|words| W::as_floats(words));
-            std::array::from_fn(|i| match i % 2 {
-                0 => W::Floats::lower(pairs[i / 2]),
-                _ => W::Floats::upper(pairs[i / 2]),
-            })
+            let pairs = W::columns(from, stride);
+            let mut floats = [W::Floats::splat(0.0); 8];
+            for j in 0..4 {
+                floats[2 * j] = W::Floats::lower(W::as_floats(pairs[j]));
+                floats[2 * j + 1] = W::Floats::upper(W::as_floats(pairs[j]));
+            }
+            floats
         }
     }
 }
@@ -545,6 +581,7 @@ impl<W: Words, T: Floats<W, NUMBERS>, const NUMBERS: usize> Weights<W> for Widen
     const NUMBERS: usize = NUMBERS;
     const BYTES: usize = 16;
     const RECORD: usize = NUMBERS;
+    const FEW: usize = 4;
 
     #[inline(always)]
     unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block {
@@ -580,6 +617,7 @@ impl<W: Words> Weights<W> for Pairs {
     const NUMBERS: usize = 8;
     const BYTES: usize = 16;
     const RECORD: usize = 4;
+    const FEW: usize = 4;
 
     #[inline(always)]
     unsafe fn unpack(from: *const u8, stride: usize) -> [W::V; 4] {

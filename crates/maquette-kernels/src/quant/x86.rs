@@ -23,11 +23,10 @@ macro_rules! words_256 {
         #[inline(always)]
         unsafe fn columns(from: *const u8, stride: usize) -> [__m256i; 4] {
             unsafe {
-                let row = |i: usize| _mm_loadu_si128(from.add(i * stride).cast());
-                let rows: [__m256i; 4] = std::array::from_fn(|i| {
-                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(row(i)), row(i + 4))
-                });
-                let [a, b, c, d] = rows;
+                let a = two_rows(from, stride, 0);
+                let b = two_rows(from, stride, 1);
+                let c = two_rows(from, stride, 2);
+                let d = two_rows(from, stride, 3);
                 let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
                 let (low2, high2) = (_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
                 [
@@ -41,17 +40,12 @@ macro_rules! words_256 {
         #[inline(always)]
         unsafe fn halves(from: *const u8, stride: usize) -> __m256 {
             unsafe {
-                let half = |i: usize| from.add(i * stride).cast::<i16>().read_unaligned();
-                _mm256_cvtph_ps(_mm_setr_epi16(
-                    half(0),
-                    half(1),
-                    half(2),
-                    half(3),
-                    half(4),
-                    half(5),
-                    half(6),
-                    half(7),
-                ))
+                let mut halves = [0i16; 8];
+                for (i, half) in halves.iter_mut().enumerate() {
+                    *half = from.add(i * stride).cast::<i16>().read_unaligned();
+                }
+                let [a, b, c, d, e, f, g, h] = halves;
+                _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h))
             }
         }
         #[inline(always)]
@@ -101,7 +95,9 @@ macro_rules! words_256 {
         }
         #[inline(always)]
         unsafe fn pair<const I: u32>(words: __m256i) -> __m256i {
-            unsafe { _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(pairs(I))) }
+            unsafe {
+                _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(load(&PAIRS[I as usize])))
+            }
         }
         #[inline(always)]
         unsafe fn dot_pairs(a: __m256i, b: __m256i) -> __m256i {
@@ -114,29 +110,80 @@ macro_rules! words_256 {
     };
 }
 
-/// Of four words, byte positions of a shuffle that makes 16-bit halves of bytes `2 i` and `2 i + 1`.
+// Closures are compiled without the instructions of the function they stand in, which costs a call for
+// each where they are not inlined: what calls intrinsics here is a function that always is.
+
+/// 16 bytes of rows `i` and `i + 4`.
+///
+/// # Safety
+/// As [`Words::columns`].
 #[inline(always)]
-unsafe fn pairs(i: u32) -> __m128i {
-    let at = |word: u32| [4 * word + 2 * i, 128, 4 * word + 2 * i + 1, 128];
-    let at: [[u8; 4]; 4] = std::array::from_fn(|word| at(word as u32).map(|at| at as u8));
-    // SAFETY: 16 bytes of an array of as many.
-    unsafe { _mm_loadu_si128(at.as_ptr().cast()) }
+unsafe fn two_rows(from: *const u8, stride: usize, i: usize) -> __m256i {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = _mm_loadu_si128(from.add(i * stride).cast());
+        let high = _mm_loadu_si128(from.add((i + 4) * stride).cast());
+        _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(low), high)
+    }
 }
 
-/// The same for byte `i` twice: in the lower bytes of both halves, or in the upper ones.
+/// 16 bytes of rows `i`, `i + 4`, `i + 8` and `i + 12`.
+///
+/// # Safety
+/// As [`Words::columns`].
 #[inline(always)]
-unsafe fn twice(i: u32, upper: bool) -> __m128i {
-    let at = |word: u32| {
-        let byte = 4 * word + i;
-        match upper {
-            false => [byte, 128, byte, 128],
-            true => [128, byte, 128, byte],
-        }
-    };
-    let at: [[u8; 4]; 4] = std::array::from_fn(|word| at(word as u32).map(|at| at as u8));
-    // SAFETY: 16 bytes of an array of as many.
-    unsafe { _mm_loadu_si128(at.as_ptr().cast()) }
+unsafe fn four_rows(from: *const u8, stride: usize, i: usize) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let low = two_rows(from, stride, i);
+        let high = two_rows(from, stride, i + 8);
+        _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high)
+    }
 }
+
+/// # Safety
+/// None: every x86-64 has the instruction.
+#[inline(always)]
+unsafe fn load(bytes: &[u8; 16]) -> __m128i {
+    // SAFETY: 16 bytes of as many.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// Positions of a byte shuffle that makes of each of four words what `word` says, a position in the word
+/// or, above it, zero.
+const fn shuffle(word: [u8; 4]) -> [u8; 16] {
+    let mut at = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        let byte = word[i % 4];
+        at[i] = if byte < 4 {
+            i as u8 / 4 * 4 + byte
+        } else {
+            128
+        };
+        i += 1;
+    }
+    at
+}
+
+/// 16-bit halves of bytes `2 i` and `2 i + 1`.
+const PAIRS: [[u8; 16]; 2] = [shuffle([0, 9, 1, 9]), shuffle([2, 9, 3, 9])];
+
+/// Byte `i` twice, in the lower bytes of both halves and in the upper ones.
+const TWICE: [[[u8; 16]; 4]; 2] = [
+    [
+        shuffle([0, 9, 0, 9]),
+        shuffle([1, 9, 1, 9]),
+        shuffle([2, 9, 2, 9]),
+        shuffle([3, 9, 3, 9]),
+    ],
+    [
+        shuffle([9, 0, 9, 0]),
+        shuffle([9, 1, 9, 1]),
+        shuffle([9, 2, 9, 2]),
+        shuffle([9, 3, 9, 3]),
+    ],
+];
 
 // SAFETY (of each body, here and below): the trait's contract gives the instruction set and valid
 // pointers; the unaligned forms ask for nothing more.
@@ -166,12 +213,20 @@ impl Words for Avx2 {
     }
     #[inline(always)]
     unsafe fn scale<const I: u32>(words: __m256i) -> __m256i {
-        unsafe { _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(twice(I, false))) }
+        unsafe {
+            _mm256_shuffle_epi8(
+                words,
+                _mm256_broadcastsi128_si256(load(&TWICE[0][I as usize])),
+            )
+        }
     }
     #[inline(always)]
     unsafe fn signed_scale<const I: u32>(words: __m256i) -> __m256i {
         unsafe {
-            let upper = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(twice(I, true)));
+            let upper = _mm256_shuffle_epi8(
+                words,
+                _mm256_broadcastsi128_si256(load(&TWICE[1][I as usize])),
+            );
             _mm256_srai_epi16::<8>(upper)
         }
     }
@@ -283,14 +338,10 @@ macro_rules! words_512 {
         #[inline(always)]
         unsafe fn columns(from: *const u8, stride: usize) -> [__m512i; 4] {
             unsafe {
-                let row = |i: usize| _mm_loadu_si128(from.add(i * stride).cast());
-                let rows: [__m512i; 4] = std::array::from_fn(|i| {
-                    let v = _mm512_castsi128_si512(row(i));
-                    let v = _mm512_inserti32x4::<1>(v, row(i + 4));
-                    let v = _mm512_inserti32x4::<2>(v, row(i + 8));
-                    _mm512_inserti32x4::<3>(v, row(i + 12))
-                });
-                let [a, b, c, d] = rows;
+                let a = four_rows(from, stride, 0);
+                let b = four_rows(from, stride, 1);
+                let c = four_rows(from, stride, 2);
+                let d = four_rows(from, stride, 3);
                 let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
                 let (low2, high2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
                 [
@@ -304,8 +355,10 @@ macro_rules! words_512 {
         #[inline(always)]
         unsafe fn halves(from: *const u8, stride: usize) -> __m512 {
             unsafe {
-                let half = |i: usize| from.add(i * stride).cast::<i16>().read_unaligned();
-                let halves: [i16; 16] = std::array::from_fn(half);
+                let mut halves = [0i16; 16];
+                for (i, half) in halves.iter_mut().enumerate() {
+                    *half = from.add(i * stride).cast::<i16>().read_unaligned();
+                }
                 _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))
             }
         }
@@ -351,7 +404,7 @@ macro_rules! words_512 {
         }
         #[inline(always)]
         unsafe fn pair<const I: u32>(words: __m512i) -> __m512i {
-            unsafe { _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(pairs(I))) }
+            unsafe { _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(load(&PAIRS[I as usize]))) }
         }
         #[inline(always)]
         unsafe fn dot_pairs(a: __m512i, b: __m512i) -> __m512i {
