@@ -1,5 +1,7 @@
 //! Between planes of channels and cells of channels, sixteen at a time.
 
+use std::ops::Range;
+
 use crate::simd::Isa;
 
 /// Channels of a cell come in multiples of this; a cell is filled up with zeros.
@@ -28,19 +30,61 @@ pub(crate) unsafe fn transpose(
             // SAFETY: the instructions were detected; the caller's bounds.
             unsafe { x86::transpose(from, stride, [rows, cols], count, to) };
         }
-        _ => {
-            for j in 0..cols {
-                // SAFETY: the caller's bounds.
-                unsafe {
-                    let to = to(j);
-                    for i in 0..rows {
-                        *to.add(i) = *from.add(i * stride + j);
-                    }
-                    for i in rows..if fill { WIDTH } else { rows } {
-                        *to.add(i) = 0.0;
-                    }
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            // Whole squares of eight, then what is left below and beside them.
+            let [row, col] = [rows, cols].map(|size| size / 8 * 8);
+            for i in (0..row).step_by(8) {
+                for j in (0..col).step_by(8) {
+                    // SAFETY: the instructions were detected; the square is inside the caller's bounds.
+                    unsafe { x86::square(from.add(i * stride + j), stride, |k| to(j + k).add(i)) };
                 }
             }
+            // SAFETY: the caller's bounds.
+            unsafe {
+                plain(from, stride, [0..row, col..cols], &to);
+                plain(from, stride, [row..rows, 0..cols], &to);
+                clear(if fill { rows..WIDTH } else { 0..0 }, cols, to);
+            }
+        }
+        Isa::Portable => {
+            // SAFETY: the caller's bounds.
+            unsafe {
+                plain(from, stride, [0..rows, 0..cols], &to);
+                clear(if fill { rows..WIDTH } else { 0..0 }, cols, to);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The numbers of these rows and columns are readable, and writable at `to`.
+#[inline(always)]
+unsafe fn plain(
+    from: *const f32,
+    stride: usize,
+    [rows, cols]: [Range<usize>; 2],
+    to: &impl Fn(usize) -> *mut f32,
+) {
+    for j in cols {
+        // SAFETY: the caller's.
+        unsafe {
+            let to = to(j);
+            for i in rows.clone() {
+                *to.add(i) = *from.add(i * stride + j);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// These rows of each of `cols` are writable at `to`.
+#[inline(always)]
+unsafe fn clear(rows: Range<usize>, cols: usize, to: impl Fn(usize) -> *mut f32) {
+    for j in 0..cols {
+        for i in rows.clone() {
+            // SAFETY: the caller's.
+            unsafe { *to(j).add(i) = 0.0 };
         }
     }
 }
@@ -49,6 +93,39 @@ pub(crate) unsafe fn transpose(
 mod x86 {
     use super::WIDTH;
     use std::arch::x86_64::*;
+
+    /// Eight rows of eight.
+    ///
+    /// # Safety
+    /// The machine has AVX2; eight floats are readable at each of eight rows and writable at each `to`.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn square(from: *const f32, stride: usize, to: impl Fn(usize) -> *mut f32) {
+        let mut r = [_mm256_setzero_ps(); 8];
+        for (i, r) in r.iter_mut().enumerate() {
+            // SAFETY: the caller's.
+            *r = unsafe { _mm256_loadu_ps(from.add(i * stride)) };
+        }
+        // Exchange ever larger squares: numbers, pairs, halves.
+        let mut s = r;
+        for i in 0..4 {
+            s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        for i in 0..2 {
+            for j in 0..2 {
+                let (a, b) = (s[4 * i + j], s[4 * i + j + 2]);
+                r[4 * i + 2 * j] = _mm256_shuffle_ps::<0b01_00_01_00>(a, b);
+                r[4 * i + 2 * j + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(a, b);
+            }
+        }
+        for i in 0..4 {
+            // SAFETY: the caller's.
+            unsafe {
+                _mm256_storeu_ps(to(i), _mm256_permute2f128_ps::<0x20>(r[i], r[i + 4]));
+                _mm256_storeu_ps(to(i + 4), _mm256_permute2f128_ps::<0x31>(r[i], r[i + 4]));
+            }
+        }
+    }
 
     fn mask(count: usize) -> __mmask16 {
         ((1u32 << count) - 1) as __mmask16

@@ -85,7 +85,7 @@ pub(crate) const SLACK: usize = 16;
 fn panel_width(isa: Isa, channels: usize) -> usize {
     let widest = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => 4,
+        Isa::Avx2 => 6,
         _ => 8,
     };
     channels.next_power_of_two().min(widest)
@@ -200,6 +200,7 @@ impl Loop for Correlate<'_> {
                 1 => self.tiles::<L, M, 1, 8>(),
                 2 => self.tiles::<L, M, 2, 5>(),
                 4 => self.tiles::<L, M, 4, 3>(),
+                6 => self.tiles::<L, M, 6, 2>(),
                 _ => self.tiles::<L, M, 8, 3>(),
             }
         }
@@ -218,7 +219,7 @@ impl Correlate<'_> {
         while position < self.stride {
             let vectors = match (self.stride - position) / L::N {
                 left if left >= MOST => MOST,
-                left => left.min(3),
+                left => left.min(3).min(MOST),
             };
             for panel in 0..self.panels {
                 // SAFETY: `position + vectors * N <= stride` and `panel < panels`, so every access
@@ -425,7 +426,7 @@ impl Outer<'_> {
                         .add((block * TAPS + tap) * self.channels + channel);
                     for (i, added) in added.iter().enumerate() {
                         let to = to.add(i * L::N);
-                        L::store(to, L::sum(L::load(to), *added));
+                        L::store(to, L::add(L::load(to), *added));
                     }
                 }
             }

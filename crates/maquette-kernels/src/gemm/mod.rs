@@ -21,25 +21,20 @@ pub(crate) use self::tile::{Emulated, Multiply, Single};
 use rayon::prelude::*;
 
 use self::pack::Left;
-use self::tile::{Step, Tile, VECTORS, portable_emulated, portable_f32};
-#[cfg(target_arch = "x86_64")]
-use self::tile::{avx2_emulated, avx2_f32, avx512_bf16, avx512_emulated, avx512_f32};
+use self::tile::{Step, Tile};
 use crate::matrix::{Into, Matrix};
 use crate::precision::Precision;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
 
-/// Packed elements of the reduction that are summed before the product is written. With [`COLS`]
-/// columns of the right matrix (768 KiB) and [`ROWS`] rows of the left one (128 KiB) they fill a
-/// second cache of 1 MiB; measured, smaller blocks cost more in writing than they save in reading.
+/// Packed elements of the reduction that are summed before the product is written, at most. With
+/// [`COLS`] columns of the right matrix (768 KiB) and [`ROWS`] rows of the left one (128 KiB) they fill
+/// a second cache of 1 MiB; measured, smaller blocks cost more in writing than they save in reading.
 const DEPTH: usize = 512;
 
-/// Rows of the left matrix packed together, a multiple of every tile's height.
+/// Rows of the left matrix packed together, about: whole tiles of them are.
 const ROWS: usize = 64;
-
-/// Rows of the tallest tile.
-const TALL: usize = 8;
 
 /// Columns of a task at most, a multiple of every panel width.
 const COLS: usize = 384;
@@ -107,47 +102,76 @@ pub(crate) unsafe fn product_here(
 #[derive(Clone, Copy)]
 struct Kernel {
     isa: Isa,
-    precision: Precision,
+    rounding: Rounding,
     /// Numbers of a vector.
     lanes: usize,
-    /// Rows of a tile; a whole one is [`VECTORS`] vectors wide.
+    /// Rows of a tile.
     height: usize,
-    /// The loop for tiles of one vector, of two, of three.
-    loops: [Tile; VECTORS],
+    /// Most packed elements of the reduction between two writes.
+    depth: usize,
+    /// The loop for tiles of one vector, of two, and so on.
+    loops: &'static [Tile],
+}
+
+/// How factors are packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rounding {
+    /// As they are.
+    None,
+    /// Each rounded to bf16, as the 32-bit float of that value. Where nothing multiplies pairs, the
+    /// products are those of pairs at the speed of 32-bit floats.
+    Single,
+    /// Rounded, and in pairs of neighbours along the reduction.
+    Pairs,
+}
+
+impl Rounding {
+    /// Neighbours along the reduction in one packed element.
+    fn pair(self) -> usize {
+        match self {
+            Self::None | Self::Single => 1,
+            Self::Pairs => 2,
+        }
+    }
 }
 
 impl Kernel {
     fn of(isa: Isa, precision: Precision) -> Self {
-        macro_rules! kernel {
-            ($lanes:ty, $rows:literal, $f32:ident, $bf16:ident) => {
-                Self {
-                    isa,
-                    precision,
-                    lanes: <$lanes>::N,
-                    height: $rows,
-                    loops: match precision {
-                        Precision::F32 => [$f32::<1>, $f32::<2>, $f32::<VECTORS>],
-                        Precision::Bf16 => [$bf16::<1>, $bf16::<2>, $bf16::<VECTORS>],
-                    },
-                }
+        let rounding = match precision {
+            Precision::F32 => Rounding::None,
+            Precision::Bf16 => Rounding::Single,
+        };
+        // As many sums as leave registers for the operands, of which AVX2 has sixteen; there a panel
+        // of the right matrix is kept to half of a first cache of 32 KiB.
+        let (lanes, height, depth, loops) = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => (Avx512::N, 8, DEPTH, tile::AVX512),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => (Avx2::N, 6, DEPTH / 2, tile::AVX2),
+            Isa::Portable => (Portable::N, 4, DEPTH / 2, tile::PORTABLE),
+        };
+        let kernel = Self {
+            isa,
+            rounding,
+            lanes,
+            height,
+            depth,
+            loops,
+        };
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512 && precision == Precision::Bf16 && Isa::has_bf16() {
+            return Self {
+                rounding: Rounding::Pairs,
+                loops: tile::AVX512_BF16,
+                ..kernel
             };
         }
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if precision == Precision::F32 || !Isa::has_bf16() => {
-                kernel!(Avx512, 8, avx512_f32, avx512_emulated)
-            }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => kernel!(Avx512, 8, avx512_f32, avx512_bf16),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => kernel!(Avx2, 4, avx2_f32, avx2_emulated),
-            Isa::Portable => kernel!(Portable, 4, portable_f32, portable_emulated),
-        }
+        kernel
     }
 
     /// Columns of a whole tile.
     fn width(&self) -> usize {
-        VECTORS * self.lanes
+        self.loops.len() * self.lanes
     }
 
     /// # Safety
@@ -169,15 +193,16 @@ impl Kernel {
             a.size == [m, k] && b.size == [k, n] && out.strides[1] == 1,
             "sizes of a product do not match"
         );
-        let pair = self.precision.pair();
+        let pair = self.rounding.pair();
         // 1. The reduction in equal blocks of whole pairs.
         let packed = k.div_ceil(pair);
-        let blocks = packed.div_ceil(DEPTH);
+        let blocks = packed.div_ceil(self.depth);
         let depth = packed.div_ceil(blocks);
         let panels = n.div_ceil(self.width());
         let mut right = Vec::<u32>::with_capacity(panels * depth * self.width());
         let right = Shared(right.as_mut_ptr());
-        let tasks = Tasks::new(m, n, self.width(), threads);
+        let tasks = Tasks::new([m, n], [self.height, self.width()], threads);
+        let together = ROWS / self.height * self.height;
         for block in 0..blocks {
             let from = block * depth * pair;
             let len = (depth * pair).min(k - from);
@@ -202,8 +227,8 @@ impl Kernel {
             let add = into == Into::Add || block > 0;
             let run = |left: &mut Vec<u32>, task: usize| {
                 let [rows, cols] = tasks.get(task);
-                for first in rows.clone().step_by(ROWS) {
-                    let size = ROWS.min(rows.end - first);
+                for first in rows.clone().step_by(together) {
+                    let size = together.min(rows.end - first);
                     let part = a.part([first, from], [size, len]);
                     // SAFETY: the task's part of `out` is its own.
                     unsafe {
@@ -301,13 +326,13 @@ struct Tasks {
 
 impl Tasks {
     /// Parts of about equal size, enough for every thread to have a few, none smaller than a block.
-    fn new(m: usize, n: usize, width: usize, threads: bool) -> Self {
+    fn new([m, n]: [usize; 2], [height, width]: [usize; 2], threads: bool) -> Self {
         let part = if !threads {
             [m, n]
         } else {
             let cols = even(n, n.div_ceil(COLS / width * width), width);
             let wanted = (4 * rayon::current_num_threads()).div_ceil(n.div_ceil(cols));
-            let rows = even(m, wanted.min(m.div_ceil(ROWS)), TALL);
+            let rows = even(m, wanted.min(m.div_ceil(ROWS)), height);
             [rows, cols]
         };
         Self { size: [m, n], part }

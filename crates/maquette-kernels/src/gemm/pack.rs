@@ -1,9 +1,8 @@
 //! Both factors of a product in the order in which the innermost loop reads them.
 
-use super::round::{join, round_row, zip_rows};
-use super::{DEPTH, Kernel};
+use super::round::{join, round_each, round_row, rounded, zip_rows};
+use super::{DEPTH, Kernel, Rounding};
 use crate::matrix::Matrix;
-use crate::precision::Precision;
 use crate::transpose::{WIDTH, transpose};
 
 /// Rows ready to be broadcast: packed element `(i, step)` is at `i * row + step * step`.
@@ -22,7 +21,7 @@ impl Kernel {
     pub(super) unsafe fn pack_right(&self, part: Matrix, depth: usize, to: *mut u32) {
         let [len, cols] = part.size;
         let width = self.width();
-        let pair = self.precision.pair();
+        let pair = self.rounding.pair();
         // SAFETY: indices stay inside `part` and below `depth * width`.
         unsafe {
             if part.strides[1] == 1 {
@@ -45,7 +44,7 @@ impl Kernel {
                         to.add(step * width + j).write(0);
                     }
                 }
-                if self.precision == Precision::F32 && part.strides[0] == 1 {
+                if self.rounding != Rounding::Pairs && part.strides[0] == 1 {
                     // Sixteen columns by sixteen steps at a time.
                     for j in (0..cols).step_by(WIDTH) {
                         for step in (0..depth).step_by(WIDTH) {
@@ -56,11 +55,15 @@ impl Kernel {
                             });
                         }
                     }
+                    if self.rounding == Rounding::Single {
+                        let packed = std::slice::from_raw_parts_mut(to, depth * width);
+                        round_each(self.isa, packed);
+                    }
                     return;
                 }
                 for j in 0..cols {
                     let column = part.data.add(j * part.strides[1]).cast_const();
-                    if self.precision == Precision::Bf16 && part.strides[0] == 1 {
+                    if part.strides[0] == 1 {
                         let column = std::slice::from_raw_parts(column, len);
                         round_row(self.isa, column, &mut pairs[..depth]);
                         for (step, pair) in pairs[..depth].iter().enumerate() {
@@ -73,9 +76,10 @@ impl Kernel {
                         false => 0.0,
                     };
                     for step in 0..depth {
-                        to.add(step * width + j).write(match self.precision {
-                            Precision::F32 => get(step).to_bits(),
-                            Precision::Bf16 => join(get(2 * step), get(2 * step + 1)),
+                        to.add(step * width + j).write(match self.rounding {
+                            Rounding::None => get(step).to_bits(),
+                            Rounding::Single => rounded(get(step)),
+                            Rounding::Pairs => join(get(2 * step), get(2 * step + 1)),
                         });
                     }
                 }
@@ -97,11 +101,15 @@ impl Kernel {
     ) {
         // SAFETY: the caller's.
         unsafe {
-            match (self.precision, first, second) {
-                (Precision::F32, Some(first), _) => {
+            match (self.rounding, first, second) {
+                (Rounding::None, Some(first), _) => {
                     std::ptr::copy_nonoverlapping(first.cast::<u32>(), to, count);
                 }
-                (Precision::Bf16, Some(first), Some(second)) => {
+                (Rounding::Single, Some(first), _) => {
+                    std::ptr::copy_nonoverlapping(first.cast::<u32>(), to, count);
+                    round_each(self.isa, std::slice::from_raw_parts_mut(to, count));
+                }
+                (Rounding::Pairs, Some(first), Some(second)) => {
                     zip_rows(
                         self.isa,
                         std::slice::from_raw_parts(first, count),
@@ -109,7 +117,7 @@ impl Kernel {
                         std::slice::from_raw_parts_mut(to, count),
                     );
                 }
-                (Precision::Bf16, Some(first), None) => {
+                (Rounding::Pairs, Some(first), None) => {
                     for j in 0..count {
                         to.add(j).write(join(first.add(j).read(), 0.0));
                     }
@@ -133,7 +141,7 @@ impl Kernel {
         let [rows, len] = part.size;
         let height = self.height;
         let whole = rows.next_multiple_of(height);
-        if self.precision == Precision::F32 && part.strides[1] == 1 && whole == rows {
+        if self.rounding == Rounding::None && part.strides[1] == 1 && whole == rows {
             return Left {
                 data: part.data.cast(),
                 row: part.strides[0],
@@ -156,9 +164,11 @@ impl Kernel {
                         continue;
                     }
                     let from = part.data.add(row * part.strides[0]).cast_const();
-                    match self.precision {
-                        Precision::F32 => std::ptr::copy_nonoverlapping(from.cast(), to, depth),
-                        Precision::Bf16 => round_row(
+                    match self.rounding {
+                        Rounding::None | Rounding::Single => {
+                            self.pack_row(Some(from), None, depth, to);
+                        }
+                        Rounding::Pairs => round_row(
                             self.isa,
                             std::slice::from_raw_parts(from, len),
                             std::slice::from_raw_parts_mut(to, depth),
@@ -172,7 +182,7 @@ impl Kernel {
                 };
             }
             // `[step][row]`
-            let pair = self.precision.pair();
+            let pair = self.rounding.pair();
             for step in 0..depth {
                 let column = |i: usize| {
                     let i = step * pair + i;
@@ -187,9 +197,10 @@ impl Kernel {
                         let get = |from: Option<*const f32>| {
                             from.map_or(0.0, |from| from.add(i * part.strides[0]).read())
                         };
-                        to.add(i).write(match self.precision {
-                            Precision::F32 => get(column(0)).to_bits(),
-                            Precision::Bf16 => join(get(column(0)), get(second)),
+                        to.add(i).write(match self.rounding {
+                            Rounding::None => get(column(0)).to_bits(),
+                            Rounding::Single => rounded(get(column(0))),
+                            Rounding::Pairs => join(get(column(0)), get(second)),
                         });
                     }
                 }

@@ -28,6 +28,21 @@ pub(crate) fn join(first: f32, second: f32) -> u32 {
     round(first) >> 16 | round(second) & 0xffff_0000
 }
 
+/// The bits of the float of the nearest bf16.
+#[inline(always)]
+pub(super) fn rounded(value: f32) -> u32 {
+    round(value) & 0xffff_0000
+}
+
+vectorized! {
+    /// Rounds floats, given as their bits, in place.
+    pub(super) fn round_each(bits: &mut [u32]) {
+        for bits in bits {
+            *bits = rounded(f32::from_bits(*bits));
+        }
+    }
+}
+
 /// Joins neighbours of two rows.
 pub(crate) fn zip_rows(isa: Isa, first: &[f32], second: &[f32], to: &mut [u32]) {
     #[cfg(target_arch = "x86_64")]
@@ -119,7 +134,7 @@ mod tests {
 
     #[test]
     fn rounds_to_nearest_even() {
-        let rounded = |value: f32| f32::from_bits(round(value) & 0xffff_0000);
+        let rounded = |value: f32| f32::from_bits(rounded(value));
         assert_eq!(rounded(1.0 + 1.0 / 256.0), 1.0);
         assert_eq!(rounded(1.0 + 3.0 / 256.0), 1.0 + 4.0 / 256.0);
         assert_eq!(rounded(-1.0 - 1.1 / 256.0), -1.0 - 2.0 / 256.0);

@@ -7,9 +7,6 @@ use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Lanes, Portable};
 
-/// Vectors of a whole tile.
-pub(super) const VECTORS: usize = 3;
-
 /// `depth` steps of the reduction for one tile; see [`Step`].
 pub(super) type Tile = unsafe fn(&Step);
 
@@ -84,7 +81,7 @@ unsafe fn tile<L: Lanes, M: Multiply<L>, const HEIGHT: usize, const WIDTH: usize
             for (j, sum) in sums.iter().enumerate() {
                 let to = step.out.add(i * step.out_row + j * L::N);
                 let sum = if step.add {
-                    L::sum(L::load(to), *sum)
+                    L::add(L::load(to), *sum)
                 } else {
                     *sum
                 };
@@ -113,50 +110,44 @@ impl Multiply<Avx512> for Native {
     }
 }
 
-macro_rules! tiles {
-    ($(#[$features:meta])? $name:ident, $lanes:ty, $multiply:ty, $rows:literal) => {
-        $(#[cfg(target_arch = "x86_64")] #[$features])?
-        pub(super) unsafe fn $name<const WIDTH: usize>(step: &Step) {
-            // SAFETY: the caller's.
-            unsafe { tile::<$lanes, $multiply, $rows, WIDTH>(step) }
-        }
-    };
+#[cfg(target_arch = "x86_64")]
+pub(super) const AVX512: &[Tile] = &[avx512::<1>, avx512::<2>, avx512::<3>];
+#[cfg(target_arch = "x86_64")]
+pub(super) const AVX512_BF16: &[Tile] = &[avx512_bf16::<1>, avx512_bf16::<2>, avx512_bf16::<3>];
+#[cfg(target_arch = "x86_64")]
+pub(super) const AVX2: &[Tile] = &[avx2::<1>, avx2::<2>];
+pub(super) const PORTABLE: &[Tile] = &[portable::<1>, portable::<2>, portable::<3>];
+
+/// # Safety
+/// As [`tile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn avx512<const WIDTH: usize>(step: &Step) {
+    // SAFETY: the caller's.
+    unsafe { tile::<Avx512, Single, 8, WIDTH>(step) }
 }
 
-tiles!(
-    #[target_feature(enable = "avx512f")]
-    avx512_f32,
-    Avx512,
-    Single,
-    8
-);
-tiles!(
-    #[target_feature(enable = "avx512f")]
-    avx512_emulated,
-    Avx512,
-    Emulated,
-    8
-);
-tiles!(
-    #[target_feature(enable = "avx2,fma")]
-    avx2_f32,
-    Avx2,
-    Single,
-    4
-);
-tiles!(
-    #[target_feature(enable = "avx2,fma")]
-    avx2_emulated,
-    Avx2,
-    Emulated,
-    4
-);
-tiles!(portable_f32, Portable, Single, 4);
-tiles!(portable_emulated, Portable, Emulated, 4);
-tiles!(
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    avx512_bf16,
-    Avx512,
-    Native,
-    8
-);
+/// # Safety
+/// As [`tile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn avx512_bf16<const WIDTH: usize>(step: &Step) {
+    // SAFETY: the caller's.
+    unsafe { tile::<Avx512, Native, 8, WIDTH>(step) }
+}
+
+/// # Safety
+/// As [`tile`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+pub(super) unsafe fn avx2<const WIDTH: usize>(step: &Step) {
+    // SAFETY: the caller's.
+    unsafe { tile::<Avx2, Single, 6, WIDTH>(step) }
+}
+
+/// # Safety
+/// As [`tile`].
+pub(super) unsafe fn portable<const WIDTH: usize>(step: &Step) {
+    // SAFETY: the caller's.
+    unsafe { tile::<Portable, Single, 4, WIDTH>(step) }
+}
