@@ -9,7 +9,7 @@ use crate::labs::training::{
 use crate::labs::{Chart, Claim, LabContext, LabError, Outcome, beside, heat};
 use crate::models::perceptron::{Normalise, Perceptron, PerceptronConfig};
 use crate::nn::InitScheme;
-use crate::nn::norm::{Activation, GroupNorm};
+use crate::nn::{Activation, norm::GroupNorm};
 use crate::rng::{Stream, normal, rng};
 use crate::train::spec::{OptimizerKind, PenaltyKind, PenaltySpec};
 use crate::train::{Batch, OptimizerSpec, Task, TrainError};

@@ -14,12 +14,16 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, exp, sigmoid, vectorized};
-use crate::simd::Isa;
+use crate::elementwise::{GRAIN, map, update, vectorized};
+use crate::simd::{Isa, Lanes};
+use crate::vector::Vector;
 
-/// An activation function.
+/// An activation function: on its own, after a linear layer or a norm in the same pass over memory, or of
+/// a gate.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Curve {
+pub enum Activation {
+    /// Nothing.
+    Identity,
     /// See [`relu`].
     Relu,
     /// See [`leaky_relu`].
@@ -37,7 +41,7 @@ pub enum Curve {
 /// # Shapes
 /// - input, output: any, the same
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(x, Curve::Silu)
+    activate(x, Activation::Silu)
 }
 
 /// `x * P(Z < x)` of a standard normal `Z` (Hendrycks and Gimpel 2016, arXiv:1606.08415), to an
@@ -46,7 +50,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(x, Curve::Gelu)
+    activate(x, Activation::Gelu)
 }
 
 /// [`gelu`] with the tanh approximation, GPT-2's `gelu_new`.
@@ -57,7 +61,7 @@ pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(x, Curve::GeluTanh)
+    activate(x, Activation::GeluTanh)
 }
 
 /// `max(x, 0)`.
@@ -65,7 +69,7 @@ pub fn gelu_tanh<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    activate(x, Curve::Relu)
+    activate(x, Activation::Relu)
 }
 
 /// `x` where it is positive, `slope x` elsewhere (Maas et al. 2013).
@@ -73,89 +77,119 @@ pub fn relu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// # Shapes
 /// - input, output: any, the same
 pub fn leaky_relu<const D: usize>(x: Tensor<D>, slope: f32) -> Tensor<D> {
-    activate(x, Curve::LeakyRelu(slope))
+    activate(x, Activation::LeakyRelu(slope))
 }
 
-/// What a normalisation applies after scale and shift, in the same pass over memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Activation {
-    /// Nothing.
-    Identity,
-    /// `max(z, 0)`.
-    Relu,
-    /// `z` where it is positive, this times `z` elsewhere.
-    LeakyRelu(f32),
-    /// `z * sigmoid(z)`, also called swish.
-    Silu,
-}
-
-impl Activation {
-    /// The same of Burn's operators.
-    pub(crate) fn composed<const D: usize>(self, z: Tensor<D>) -> Tensor<D> {
-        match self {
-            Self::Identity => z,
-            Self::Relu => activation::relu(z),
-            Self::LeakyRelu(slope) => activation::leaky_relu(z, f64::from(slope)),
-            Self::Silu => activation::silu(z),
-        }
+/// Applies the activation to every number.
+///
+/// # Shapes
+/// - input, output: any, the same
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Activation) -> Tensor<D> {
+    if activation == Activation::Identity || !is_flex_f32(&x) {
+        return activation.composed(x);
     }
-}
-
-/// Applies `curve` to every number.
-pub(crate) fn activate<const D: usize>(x: Tensor<D>, curve: Curve) -> Tensor<D> {
-    if is_flex_f32(&x) {
-        return Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), curve));
-    }
-    match curve {
-        Curve::Relu => activation::relu(x),
-        Curve::LeakyRelu(slope) => activation::leaky_relu(x, f64::from(slope)),
-        Curve::Silu => x.clone() * activation::sigmoid(x),
-        Curve::Gelu => activation::gelu(x),
-        Curve::GeluTanh => {
-            let square = x.clone() * x.clone();
-            let inner = x.clone() * (square * CUBIC + LINEAR);
-            x * activation::sigmoid(inner)
-        }
-    }
+    Tensor::from_dispatch(Dispatch::fused_activation(x.into_dispatch(), activation))
 }
 
 /// `2 sqrt(2 / pi)`
 const LINEAR: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.044_715 * LINEAR;
 
-impl Curve {
-    /// Of every number of `x`.
-    pub(crate) fn forward(self, isa: Isa, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+impl Activation {
+    /// The same of Burn's operators.
+    pub(crate) fn composed<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Relu => relu_forward(isa, x, out),
-            Self::LeakyRelu(slope) => leaky_relu_forward(isa, slope, x, out),
-            Self::Silu => silu_forward(isa, x, out),
-            Self::Gelu => gelu_forward(isa, x, out),
-            Self::GeluTanh => gelu_tanh_forward(isa, x, out),
+            Self::Identity => x,
+            Self::Relu => activation::relu(x),
+            Self::LeakyRelu(slope) => activation::leaky_relu(x, f64::from(slope)),
+            Self::Silu => x.clone() * activation::sigmoid(x),
+            Self::Gelu => activation::gelu(x),
+            Self::GeluTanh => {
+                let square = x.clone() * x.clone();
+                let inner = x.clone() * (square * CUBIC + LINEAR);
+                x * activation::sigmoid(inner)
+            }
         }
     }
 
-    /// Turns the gradient of the output into that of the input `x`.
-    pub(crate) fn backward(self, isa: Isa, x: &[f32], grad: &mut [f32]) {
+    /// Of each lane.
+    #[inline(always)]
+    pub(crate) fn of<L: Lanes>(self, x: Vector<L>) -> Vector<L> {
         match self {
-            Self::Relu => leaky_relu_backward(isa, 0.0, x, grad),
-            Self::LeakyRelu(slope) => leaky_relu_backward(isa, slope, x, grad),
-            Self::Silu => silu_backward(isa, x, grad),
-            Self::Gelu => gelu_backward(isa, x, grad),
-            Self::GeluTanh => gelu_tanh_backward(isa, x, grad),
+            Self::Identity => x,
+            // A NaN stays one.
+            Self::Relu => x.splat(0.0).greater(x, x.splat(0.0), x),
+            Self::LeakyRelu(slope) => x * x.greater(x.splat(0.0), x.splat(1.0), x.splat(slope)),
+            Self::Silu => x * x.sigmoid(),
+            Self::Gelu => x * normal(x)[0],
+            Self::GeluTanh => {
+                let inner = (x * x).mul_add(x.splat(CUBIC), x.splat(LINEAR));
+                x * (x * inner).sigmoid()
+            }
         }
+    }
+
+    /// Of each lane, and its slope there.
+    #[inline(always)]
+    pub(crate) fn with_slope<L: Lanes>(self, x: Vector<L>) -> [Vector<L>; 2] {
+        let one = x.splat(1.0);
+        match self {
+            Self::Identity => [x, one],
+            Self::Relu => [self.of(x), x.greater(x.splat(0.0), one, x.splat(0.0))],
+            Self::LeakyRelu(slope) => {
+                let slope = x.greater(x.splat(0.0), one, x.splat(slope));
+                [x * slope, slope]
+            }
+            Self::Silu => {
+                let s = x.sigmoid();
+                let y = x * s;
+                [y, y.mul_add(one - s, s)]
+            }
+            Self::Gelu => {
+                let [below, density] = normal(x);
+                [x * below, x.mul_add(density, below)]
+            }
+            Self::GeluTanh => {
+                let square = x * x;
+                let s = (x * square.mul_add(x.splat(CUBIC), x.splat(LINEAR))).sigmoid();
+                let y = x * s;
+                let inner = square.mul_add(x.splat(3.0 * CUBIC), x.splat(LINEAR));
+                [y, (y * (one - s)).mul_add(inner, s)]
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Of every number.
+    pub(crate) fn apply<L>(machine, activation: Activation, x: &[f32], out: &mut [MaybeUninit<f32>]) {
+        map(machine, [x], out, |[x]| activation.of(x));
+    }
+}
+
+vectorized! {
+    /// As [`apply`], in place.
+    pub(crate) fn apply_to<L>(machine, activation: Activation, values: &mut [f32]) {
+        update(machine, values, [], |[x]| (activation.of(x), []));
+    }
+}
+
+vectorized! {
+    /// Turns the gradient of the output into that of the input `x`.
+    pub(crate) fn apply_slope<L>(machine, activation: Activation, x: &[f32], grad: &mut [f32]) {
+        update(machine, grad, [x], |[grad, x]| (grad * activation.with_slope(x)[1], []));
     }
 }
 
 /// The activations as Burn's dispatch sees them.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedActivation: Backend {
-    /// Applies the curve to every number.
-    fn fused_activation(x: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self>;
+    /// Applies the activation to every number.
+    fn fused_activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self>;
 }
 
 impl FusedActivation for Flex {
-    fn fused_activation(x: FlexTensor, curve: Curve) -> FlexTensor {
+    fn fused_activation(x: FlexTensor, activation: Activation) -> FlexTensor {
         let shape = x.shape();
         let x = contiguous(x);
         let values: &[f32] = x.storage();
@@ -163,7 +197,7 @@ impl FusedActivation for Flex {
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_mut(GRAIN)
                 .zip(values.par_chunks(GRAIN))
-                .for_each(|(out, x)| curve.forward(isa, x, out));
+                .for_each(|(out, x)| apply(isa, activation, x, out));
         };
         // SAFETY: every chunk is written from its start to its end.
         flex_tensor(unsafe { written(values.len(), write) }, &shape)
@@ -171,18 +205,21 @@ impl FusedActivation for Flex {
 }
 
 impl<C: CheckpointStrategy> FusedActivation for Autodiff<Flex, C> {
-    fn fused_activation(x: FloatTensor<Self>, curve: Curve) -> FloatTensor<Self> {
+    fn fused_activation(x: FloatTensor<Self>, activation: Activation) -> FloatTensor<Self> {
         match ActivationBackward
             .prepare::<C>([x.node()])
             .compute_bound()
             .stateful()
         {
             OpsKind::Tracked(mut prep) => {
-                let state = (prep.checkpoint(&x), curve);
-                prep.finish(state, Flex::fused_activation(x.into_primitive(), curve))
+                let state = (prep.checkpoint(&x), activation);
+                prep.finish(
+                    state,
+                    Flex::fused_activation(x.into_primitive(), activation),
+                )
             }
             OpsKind::UnTracked(prep) => {
-                prep.finish(Flex::fused_activation(x.into_primitive(), curve))
+                prep.finish(Flex::fused_activation(x.into_primitive(), activation))
             }
         }
     }
@@ -192,7 +229,7 @@ impl<C: CheckpointStrategy> FusedActivation for Autodiff<Flex, C> {
 struct ActivationBackward;
 
 impl Backward<Flex, 1> for ActivationBackward {
-    type State = (NodeId, Curve);
+    type State = (NodeId, Activation);
 
     fn backward(
         self,
@@ -200,7 +237,7 @@ impl Backward<Flex, 1> for ActivationBackward {
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let (x, curve) = ops.state;
+        let (x, activation) = ops.state;
         let x = contiguous(checkpointer.retrieve_node_output::<FlexTensor>(x));
         let mut grad = contiguous(grads.consume::<Flex>(&ops.node));
         let [Some(node)] = ops.parents else { return };
@@ -208,99 +245,23 @@ impl Backward<Flex, 1> for ActivationBackward {
         grad.storage_mut::<f32>()
             .par_chunks_mut(GRAIN)
             .zip(x.par_chunks(GRAIN))
-            .for_each(|(grad, x)| curve.backward(isa, x, grad));
+            .for_each(|(grad, x)| apply_slope(isa, activation, x, grad));
         grads.register::<Flex>(node.id, grad);
-    }
-}
-
-vectorized! {
-    fn relu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            // A NaN stays one.
-            out.write(if x < 0.0 { 0.0 } else { x });
-        }
-    }
-}
-
-vectorized! {
-    fn leaky_relu_forward(slope: f32, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            out.write(x * if x > 0.0 { 1.0 } else { slope });
-        }
-    }
-}
-
-vectorized! {
-    fn leaky_relu_backward(slope: f32, x: &[f32], grad: &mut [f32]) {
-        for (grad, &x) in grad.iter_mut().zip(x) {
-            *grad *= if x > 0.0 { 1.0 } else { slope };
-        }
-    }
-}
-
-vectorized! {
-    fn silu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            out.write(x * sigmoid(x));
-        }
-    }
-}
-
-vectorized! {
-    fn silu_backward(x: &[f32], grad: &mut [f32]) {
-        for (grad, &x) in grad.iter_mut().zip(x) {
-            let s = sigmoid(x);
-            *grad *= s + x * s * (1.0 - s);
-        }
-    }
-}
-
-vectorized! {
-    fn gelu_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            out.write(x * normal(x).0);
-        }
-    }
-}
-
-vectorized! {
-    fn gelu_backward(x: &[f32], grad: &mut [f32]) {
-        for (grad, &x) in grad.iter_mut().zip(x) {
-            let (below, density) = normal(x);
-            *grad *= below + x * density;
-        }
-    }
-}
-
-vectorized! {
-    fn gelu_tanh_forward(x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            out.write(x * sigmoid(x * (CUBIC * x * x + LINEAR)));
-        }
-    }
-}
-
-vectorized! {
-    fn gelu_tanh_backward(x: &[f32], grad: &mut [f32]) {
-        for (grad, &x) in grad.iter_mut().zip(x) {
-            let square = x * x;
-            let s = sigmoid(x * (CUBIC * square + LINEAR));
-            *grad *= s + x * s * (1.0 - s) * (3.0 * CUBIC * square + LINEAR);
-        }
     }
 }
 
 /// `P(Z < x)` and the density at `x` of a standard normal `Z`; Abramowitz and Stegun 1964, 7.1.26.
 #[inline(always)]
-fn normal(x: f32) -> (f32, f32) {
-    let gauss = exp(-0.5 * x * x);
-    let t = 1.0 / (1.0 + 0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2 * x.abs());
-    let p = 1.061_405_4;
-    let p = p * t - 1.453_152;
-    let p = p * t + 1.421_413_7;
-    let p = p * t - 0.284_496_74;
-    let p = p * t + 0.254_829_6;
-    let above = 0.5 * p * t * gauss;
-    let below = if x > 0.0 { 1.0 - above } else { above };
-    (below, 0.398_942_3 * gauss)
+fn normal<L: Lanes>(x: Vector<L>) -> [Vector<L>; 2] {
+    let of = |value| x.splat(value);
+    let gauss = (x * x * -0.5).exp();
+    let scale = of(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2);
+    let t = x.abs().mul_add(scale, of(1.0)).recip();
+    let p = of(1.061_405_4).mul_add(t, of(-1.453_152));
+    let p = p.mul_add(t, of(1.421_413_7));
+    let p = p.mul_add(t, of(-0.284_496_74));
+    let p = p.mul_add(t, of(0.254_829_6));
+    let above = p * t * gauss * 0.5;
+    let below = x.greater(of(0.0), of(1.0) - above, above);
+    [below, gauss * 0.398_942_3]
 }

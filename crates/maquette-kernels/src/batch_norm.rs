@@ -17,8 +17,7 @@ use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{sum, vectorized};
-use crate::group_norm::{Line, Moments, gradient_sums, input_gradient};
+use crate::planes::{Moments, Plane, Planes};
 use crate::shared::Shared;
 use crate::simd::Isa;
 
@@ -110,15 +109,29 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// Numbers of one channel of one image.
-    fn plane(&self) -> usize {
-        self.shape[2] * self.shape[3]
+    fn planes(&self) -> Planes {
+        let [batch, _, height, width] = self.shape;
+        Planes {
+            len: height * width,
+            together: batch,
+            epsilon: self.epsilon,
+            activation: self.activation,
+        }
     }
 
-    /// Where the planes of a channel begin.
-    fn planes(self, channel: usize) -> impl Iterator<Item = usize> {
-        let [batch, channels, ..] = self.shape;
-        (0..batch).map(move |image| (image * channels + channel) * self.plane())
+    /// The planes of a channel.
+    fn of_channel(
+        self,
+        channel: usize,
+        [gamma, beta]: [&[f32]; 2],
+    ) -> impl Iterator<Item = Plane> + Clone + use<> {
+        let [batch, channels, height, width] = self.shape;
+        let (gamma, beta) = (gamma[channel], beta[channel]);
+        (0..batch).map(move |image| Plane {
+            start: (image * channels + channel) * height * width,
+            gamma,
+            beta,
+        })
     }
 }
 
@@ -167,7 +180,7 @@ impl<C: CheckpointStrategy> FusedBatchNorm for Autodiff<Flex, C> {
                 ];
                 let (x, gamma) = (x.into_primitive(), gamma.into_primitive());
                 let (out, moments) = forward(x, gamma, beta.into_primitive(), &options);
-                let moments: Arc<[Channel]> = moments.into();
+                let moments: Arc<[Moments]> = moments.into();
                 (prep.finish((saved, moments.clone(), options), out), moments)
             }
             OpsKind::UnTracked(prep) => {
@@ -184,7 +197,7 @@ impl<C: CheckpointStrategy> FusedBatchNorm for Autodiff<Flex, C> {
 struct BatchNormBackward;
 
 impl Backward<Flex, 3> for BatchNormBackward {
-    type State = ([NodeId; 3], Arc<[Channel]>, Options);
+    type State = ([NodeId; 3], Arc<[Moments]>, Options);
 
     fn backward(
         self,
@@ -220,104 +233,67 @@ impl Backward<Flex, 3> for BatchNormBackward {
     }
 }
 
-/// A channel's moments, and its variance as such.
-#[derive(Clone, Copy, Debug)]
-struct Channel {
-    moments: Moments,
-    variance: f32,
-}
-
-fn statistics(channels: &[Channel]) -> FlexTensor {
-    let means = channels.iter().map(|channel| channel.moments.mean);
-    let variances = channels.iter().map(|channel| channel.variance);
+fn statistics(channels: &[Moments]) -> FlexTensor {
+    let means = channels.iter().map(|moments| moments.mean);
+    let variances = channels.iter().map(|moments| moments.variance);
     flex_tensor(means.chain(variances).collect(), &[2, channels.len()])
 }
 
-/// One task a channel, whose planes stay in a near cache from the mean to the activation.
+/// One task a channel.
 fn forward(
     x: FlexTensor,
     gamma: FlexTensor,
     beta: FlexTensor,
     options: &Options,
-) -> (FlexTensor, Vec<Channel>) {
+) -> (FlexTensor, Vec<Moments>) {
     let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
-    let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
-    let (isa, len) = (Isa::detect(), options.plane());
-    let count = (options.shape[0] * len) as f64;
-    let channel = |shared: Shared, channel: usize| {
-        let planes = || options.planes(channel).map(|start| &x[start..][..len]);
-        let total: f64 = planes().map(|x| f64::from(plain_sum(isa, x))).sum();
-        let mean = (total / count) as f32;
-        let total: f64 = planes().map(|x| f64::from(square_sum(isa, mean, x))).sum();
-        let variance = (total / count) as f32;
-        let scale = 1.0 / (variance + options.epsilon).sqrt();
-        let moments = Moments { mean, scale };
-        let line = Line::new(moments, gamma[channel], beta[channel]);
-        for (x, start) in planes().zip(options.planes(channel)) {
-            // SAFETY: `out` lives on, and the planes of a channel are its task's own.
-            let out = unsafe { shared.unwritten_part(start, len) };
-            line.apply(isa, options.activation, x, out);
-        }
-        Channel { moments, variance }
-    };
-    let mut channels = Vec::new();
+    let (x, parameters): (&[f32], _) = (x.storage(), [gamma.storage(), beta.storage()]);
+    let (isa, planes) = (Isa::detect(), options.planes());
+    let mut moments = Vec::new();
     let write = |out: &mut [MaybeUninit<f32>]| {
-        let shared = Shared::unwritten(out);
-        let all = (0..options.shape[1]).into_par_iter();
-        channels = all.map(|index| channel(shared, index)).collect();
+        let out = Shared::unwritten(out);
+        let task = |channel| {
+            let of_channel = options.of_channel(channel, parameters);
+            // SAFETY: `out` lives on, and the planes of a channel are its task's own.
+            unsafe { planes.forward(isa, of_channel, x, out) }
+        };
+        let channels = (0..options.shape[1]).into_par_iter();
+        moments = channels.map(task).collect();
     };
     // SAFETY: the planes of the channels are the whole, and each is written.
     let out = unsafe { written(x.len(), write) };
-    (flex_tensor(out, &options.shape), channels)
+    (flex_tensor(out, &options.shape), moments)
 }
 
-/// Per channel the gradients of shift and scale, as for a group norm whose group is the channel;
-/// the input's is written over `grad` if asked for, which is spoilt in any case.
+/// Per channel the gradients of shift and scale; the input's is written over `grad` if asked for, which
+/// is spoilt in any case.
 fn backward(
     x: &[f32],
-    [gamma, beta]: [&[f32]; 2],
-    channels: &[Channel],
+    parameters: [&[f32]; 2],
+    moments: &[Moments],
     (grad, into_input): (&mut [f32], bool),
     options: &Options,
 ) -> Vec<[f32; 2]> {
-    let (isa, len) = (Isa::detect(), options.plane());
-    let count = (options.shape[0] * len) as f64;
-    let shared = Shared::new(grad);
-    let channel = |(channel, of): (usize, &Channel)| {
-        let line = Line::new(of.moments, gamma[channel], beta[channel]);
+    let (isa, planes) = (Isa::detect(), options.planes());
+    let grad = Shared::new(grad);
+    let task = |(channel, moments): (usize, &Moments)| {
+        let of_channel = options.of_channel(channel, parameters);
         let mut totals = [0.0f64; 2];
-        for start in options.planes(channel) {
-            // SAFETY: `grad` is borrowed for the whole call, and the planes of a channel are its
-            // task's own.
-            let grad = unsafe { shared.part(start, len) };
-            let x = &x[start..][..len];
-            line.activation_gradient(isa, options.activation, x, grad);
-            let sums = gradient_sums(isa, of.moments, x, grad);
-            totals[0] += f64::from(sums[0]);
-            totals[1] += f64::from(sums[1]);
-        }
-        if into_input {
-            let means = totals.map(|total| (f64::from(gamma[channel]) * total / count) as f32);
-            for start in options.planes(channel) {
-                // SAFETY: as above.
-                let grad = unsafe { shared.part(start, len) };
-                let x = &x[start..][..len];
-                input_gradient(isa, of.moments, gamma[channel], means, x, grad);
-            }
+        // SAFETY: `grad` is borrowed for the whole call, and the planes of a channel are its task's own.
+        unsafe {
+            planes.backward(
+                isa,
+                of_channel,
+                *moments,
+                x,
+                (grad, into_input),
+                |_, sums| {
+                    totals[0] += f64::from(sums[0]);
+                    totals[1] += f64::from(sums[1]);
+                },
+            );
         }
         totals.map(|total| total as f32)
     };
-    channels.par_iter().enumerate().map(channel).collect()
-}
-
-vectorized! {
-    fn plain_sum(x: &[f32]) -> f32 {
-        sum([x], |[x]| x)
-    }
-}
-
-vectorized! {
-    fn square_sum(mean: f32, x: &[f32]) -> f32 {
-        sum([x], |[x]| (x - mean) * (x - mean))
-    }
+    moments.par_iter().enumerate().map(task).collect()
 }

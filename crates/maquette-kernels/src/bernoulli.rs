@@ -15,8 +15,9 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, exp, sigmoid, sum, vectorized};
+use crate::elementwise::{GRAIN, map, sums, vectorized};
 use crate::simd::Isa;
+use crate::vector::Vector;
 
 /// Of each row, the negative log-probability of `targets` under Bernoulli variables with these
 /// `logits`, added up over the row, in nats: `softplus(l) - x l`, finite for any finite logit.
@@ -139,61 +140,20 @@ impl Backward<Flex, 1> for LossBackward {
 }
 
 vectorized! {
-    fn row_loss(logits: &[f32], targets: &[f32]) -> f32 {
-        sum([logits, targets], |[logit, target]| softplus(logit) - target * logit)
+    fn row_loss<L>(machine, logits: &[f32], targets: &[f32]) -> f32 {
+        let term = |[logit, target]: [Vector<L>; 2]| [target.neg_mul_add(logit, logit.softplus())];
+        sums(machine, [logits, targets], term)[0]
     }
 }
 
 vectorized! {
-    fn row_gradient(
+    fn row_gradient<L>(
+        machine,
         logits: &[f32],
         targets: &[f32],
         scale: f32,
         out: &mut [MaybeUninit<f32>],
     ) {
-        for ((out, logit), target) in out.iter_mut().zip(logits).zip(targets) {
-            out.write(scale * (sigmoid(*logit) - target));
-        }
-    }
-}
-
-/// `log(1 + e^x)`, without branches and to a few units in the last place.
-#[inline(always)]
-fn softplus(x: f32) -> f32 {
-    let t = exp(-x.abs());
-    // log(1 + t) = 2 artanh(s) with s = t / (2 + t), at most 1/3: seven terms of its series.
-    let s = t / (2.0 + t);
-    let square = s * s;
-    let series = [
-        1.0 / 13.0,
-        1.0 / 11.0,
-        1.0 / 9.0,
-        1.0 / 7.0,
-        1.0 / 5.0,
-        1.0 / 3.0,
-        1.0f32,
-    ];
-    let series = series
-        .into_iter()
-        .fold(0.0, |sum, term| sum * square + term);
-    let positive = if x > 0.0 { x } else { 0.0 };
-    // A NaN passes through `exp`.
-    positive + 2.0 * s * series
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn softplus_is_exact_to_a_few_units_in_the_last_place() {
-        for i in -8_000..=8_000 {
-            let x = i as f32 / 100.0;
-            let (ours, exact) = (f64::from(softplus(x)), f64::from(x).exp().ln_1p());
-            assert!((ours / exact - 1.0).abs() < 5e-7, "softplus({x}) = {ours}");
-        }
-        assert_eq!(softplus(1e30), 1e30);
-        assert!(softplus(-1e30) < 1e-37);
-        assert!(softplus(f32::NAN).is_nan());
+        map(machine, [logits, targets], out, |[logit, target]| (logit.sigmoid() - target) * scale);
     }
 }

@@ -16,7 +16,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, integers, is_flex_f32, written};
-use crate::elementwise::{exp, max, sum, vectorized};
+use crate::elementwise::{map, max, sums, total, vectorized};
 use crate::simd::Isa;
 
 /// The constants of a [`cross_entropy_with`].
@@ -192,13 +192,13 @@ fn forward(logits: FlexTensor, targets: &Targets) -> (FlexTensor, Vec<f32>) {
         if *class == IGNORED {
             return (0.0, 0.0);
         }
-        let total = log_sum_exp(isa, row);
+        let all = log_sum_exp(isa, row);
         let mean = match smoothing {
             0.0 => 0.0,
-            _ => add_up(isa, row) / classes as f32,
+            _ => total(isa, row) / classes as f32,
         };
         let expected = (1.0 - smoothing) * row[*class] + smoothing * mean;
-        (total, total - expected)
+        (all, all - expected)
     };
     let (totals, losses): (Vec<f32>, Vec<f32>) = logits
         .par_chunks_exact(classes)
@@ -212,15 +212,9 @@ fn forward(logits: FlexTensor, targets: &Targets) -> (FlexTensor, Vec<f32>) {
 }
 
 vectorized! {
-    fn add_up(row: &[f32]) -> f32 {
-        sum([row], |[logit]| logit)
-    }
-}
-
-vectorized! {
-    fn log_sum_exp(row: &[f32]) -> f32 {
-        let top = max(row);
-        top + sum([row], |[logit]| exp(logit - top)).ln()
+    fn log_sum_exp<L>(machine, row: &[f32]) -> f32 {
+        let top = max(machine, row);
+        top + sums(machine, [row], |[logit]| [(logit - top).exp()])[0].ln()
     }
 }
 
@@ -258,7 +252,7 @@ impl Backward<Flex, 1> for LossBackward {
                         return;
                     }
                     probabilities(isa, row, *total, smoothing / classes as f32, scale, out);
-                    let chosen = exp(row[*class] - total) - smoothing / classes as f32;
+                    let chosen = (row[*class] - total).exp() - smoothing / classes as f32;
                     out[*class].write(scale * (chosen - (1.0 - smoothing)));
                 });
         };
@@ -269,15 +263,14 @@ impl Backward<Flex, 1> for LossBackward {
 }
 
 vectorized! {
-    fn probabilities(
+    fn probabilities<L>(
+        machine,
         row: &[f32],
         total: f32,
         less: f32,
         scale: f32,
         out: &mut [MaybeUninit<f32>],
     ) {
-        for (out, logit) in out.iter_mut().zip(row) {
-            out.write(scale * (exp(logit - total) - less));
-        }
+        map(machine, [row], out, |[logit]| ((logit - total).exp() - less) * scale);
     }
 }

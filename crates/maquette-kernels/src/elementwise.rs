@@ -1,17 +1,49 @@
-//! Plain loops compiled once per instruction set, and the scalar functions they need.
-//!
-//! Loops here are written so that the compiler turns them into vectors: sums run in
-//! [`PARTS`] interleaved parts, functions have no branches. The order of additions is therefore
-//! the same on every machine.
+//! Loops over flat slices compiled once per instruction set.
 
-/// Interleaved parts of a sum: one 512-bit vector.
-pub(crate) const PARTS: usize = 16;
+use std::mem::MaybeUninit;
+
+use crate::simd::Lanes;
+use crate::vector::{Machine, Vector};
 
 /// Numbers of one parallel task of an element-wise pass: 64 KiB, a few microseconds of work.
 pub(crate) const GRAIN: usize = 1 << 14;
 
 /// Defines a function that takes the instruction set first and is compiled for each of them.
+///
+/// With `<L>` and the name of a [`Machine`] before the arguments it is written over vectors; without, it
+/// is plain code without branches that the compiler makes vectors of.
 macro_rules! vectorized {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$lanes:ident>($machine:ident, $($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::simd::Isa, $($arg: $type),*) $(-> $ret)? {
+            use $crate::simd::{Isa, Lanes, Portable};
+            use $crate::vector::Machine;
+            #[inline(always)]
+            fn body<$lanes: Lanes>($machine: Machine<$lanes>, $($arg: $type),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")]
+            fn avx512($($arg: $type),*) $(-> $ret)? {
+                // SAFETY: called where the instructions were detected.
+                body(unsafe { Machine::<$crate::simd::Avx512>::assume() }, $($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2($($arg: $type),*) $(-> $ret)? {
+                // SAFETY: as above.
+                body(unsafe { Machine::<$crate::simd::Avx2>::assume() }, $($arg),*)
+            }
+            match isa {
+                // SAFETY: these values of `Isa` exist only where the instructions were detected.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => unsafe { avx512($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: it needs no instruction of its own.
+                Isa::Portable => body(unsafe { Machine::<Portable>::assume() }, $($arg),*),
+            }
+        }
+    };
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name(isa: $crate::simd::Isa, $($arg: $type),*) $(-> $ret)? {
@@ -37,32 +69,147 @@ macro_rules! vectorized {
 }
 pub(crate) use vectorized;
 
-/// Sums a term of the numbers at each index of some slices, in [`PARTS`] interleaved parts.
+/// Vectors of a sum that do not wait for each other: an addition's latency.
+const STREAMS: usize = 4;
+
+/// Calls `f` with a vector of each input, writes what it gives to the outputs and adds up the terms, from
+/// the first number to the last. What is left at the end is a vector filled up with zeros, of whose
+/// results only the lanes that stand for numbers count.
 ///
-/// Blocks are arrays, so that the compiler sees their bounds and makes vectors of them.
+/// `f` is called at one place only, so that it is compiled into the loop.
 ///
-/// # Panics
-/// If a slice is shorter than the first.
+/// # Safety
+/// `len` floats are readable at each input and writable at each output. An output is an input, or
+/// overlaps with none.
 #[inline(always)]
-pub(crate) fn sum<const N: usize>(slices: [&[f32]; N], term: impl Fn([f32; N]) -> f32) -> f32 {
-    let len = slices[0].len();
-    let slices = slices.map(|slice| &slice[..len]);
-    let blocks = slices.map(|slice| slice.as_chunks::<PARTS>().0);
-    let mut parts = [0.0; PARTS];
-    for block in 0..len / PARTS {
-        let block = blocks.map(|blocks| &blocks[block]);
-        for (i, part) in parts.iter_mut().enumerate() {
-            *part += term(block.map(|block| block[i]));
+pub(crate) unsafe fn walk<L: Lanes, const I: usize, const O: usize, const S: usize>(
+    machine: Machine<L>,
+    len: usize,
+    (inputs, outputs): ([*const f32; I], [*mut f32; O]),
+    mut f: impl FnMut([Vector<L>; I]) -> ([Vector<L>; O], [Vector<L>; S]),
+) -> [f32; S] {
+    let zero = machine.splat(0.0);
+    let mut sums = [[zero; S]; STREAMS];
+    let mut at = 0;
+    while at < len {
+        for sums in &mut sums {
+            if at >= len {
+                break;
+            }
+            let count = len - at;
+            let mut x = [zero; I];
+            for (x, from) in x.iter_mut().zip(inputs) {
+                // SAFETY: the numbers from `at` on are inside.
+                *x = unsafe { machine.load_some(from.add(at), count) };
+            }
+            let (y, terms) = f(x);
+            for (y, to) in y.into_iter().zip(outputs) {
+                // SAFETY: as above.
+                unsafe { y.store_some(to.add(at), count) };
+            }
+            for (sum, term) in sums.iter_mut().zip(terms) {
+                *sum = *sum
+                    + if count < L::N {
+                        term.first(count)
+                    } else {
+                        term
+                    };
+            }
+            at += L::N;
         }
     }
-    let mut total = 0.0;
-    for part in parts {
-        total += part;
+    let [a, b, c, d] = sums;
+    let mut totals = [0.0; S];
+    for (i, total) in totals.iter_mut().enumerate() {
+        *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
     }
-    for i in len - len % PARTS..len {
-        total += term(slices.map(|slice| slice[i]));
+    totals
+}
+
+/// The addresses of slices of one length.
+///
+/// # Panics
+/// If a length is another.
+#[inline(always)]
+fn addresses<const I: usize>(inputs: [&[f32]; I], len: usize) -> [*const f32; I] {
+    inputs.map(|input| {
+        assert_eq!(input.len(), len, "slices of one length");
+        input.as_ptr()
+    })
+}
+
+/// Writes `f` of the inputs.
+///
+/// # Panics
+/// If lengths differ.
+#[inline(always)]
+pub(crate) fn map<L: Lanes, const I: usize>(
+    machine: Machine<L>,
+    inputs: [&[f32]; I],
+    out: &mut [MaybeUninit<f32>],
+    f: impl Fn([Vector<L>; I]) -> Vector<L>,
+) {
+    let places = (addresses(inputs, out.len()), [out.as_mut_ptr().cast()]);
+    // SAFETY: slices of one length, of which `out` is borrowed to be written.
+    unsafe { walk(machine, out.len(), places, |x| ([f(x)], [])) };
+}
+
+/// Changes numbers to `f` of them and of the inputs, and adds up what it gives beside.
+///
+/// # Panics
+/// If lengths differ, or `f` does not take one vector more than there are inputs.
+#[inline(always)]
+pub(crate) fn update<L: Lanes, const I: usize, const J: usize, const S: usize>(
+    machine: Machine<L>,
+    values: &mut [f32],
+    inputs: [&[f32]; I],
+    f: impl Fn([Vector<L>; J]) -> (Vector<L>, [Vector<L>; S]),
+) -> [f32; S] {
+    const { assert!(J == I + 1, "the values before the inputs") };
+    let (len, to) = (values.len(), values.as_mut_ptr());
+    let mut from = [to.cast_const(); J];
+    from[1..].copy_from_slice(&addresses(inputs, len));
+    // SAFETY: slices of one length, of which `values` is borrowed to be changed.
+    unsafe {
+        walk(machine, len, (from, [to]), |x| {
+            let (y, terms) = f(x);
+            ([y], terms)
+        })
     }
-    total
+}
+
+/// Adds up `f` of the inputs.
+///
+/// # Panics
+/// If lengths differ.
+#[inline(always)]
+pub(crate) fn sums<L: Lanes, const I: usize, const S: usize>(
+    machine: Machine<L>,
+    inputs: [&[f32]; I],
+    f: impl Fn([Vector<L>; I]) -> [Vector<L>; S],
+) -> [f32; S] {
+    let len = inputs[0].len();
+    // SAFETY: slices of one length.
+    unsafe { walk(machine, len, (addresses(inputs, len), []), |x| ([], f(x))) }
+}
+
+/// The largest number; minus infinity of none. NaNs are passed over.
+#[inline(always)]
+pub(crate) fn max<L: Lanes>(machine: Machine<L>, values: &[f32]) -> f32 {
+    let mut tops = [machine.splat(f32::NEG_INFINITY); STREAMS];
+    let blocks = values.chunks_exact(STREAMS * L::N);
+    let rest = blocks.remainder();
+    for block in blocks {
+        for (i, top) in tops.iter_mut().enumerate() {
+            // SAFETY: a block holds as many vectors.
+            let x = unsafe { machine.load(block.as_ptr().add(i * L::N)) };
+            *top = x.max(*top);
+        }
+    }
+    let [a, b, c, d] = tops;
+    let top = a.max(b).max(c.max(d)).largest();
+    rest.iter()
+        .fold(top, |top, x| if *x > top { *x } else { top })
 }
 
 vectorized! {
@@ -73,80 +220,54 @@ vectorized! {
     }
 }
 
-/// The largest number; minus infinity of none. NaNs are passed over.
-#[inline(always)]
-pub(crate) fn max(values: &[f32]) -> f32 {
-    let larger = |a: f32, b: f32| if b > a { b } else { a };
-    let mut parts = [f32::NEG_INFINITY; PARTS];
-    let chunks = values.chunks_exact(PARTS);
-    let rest = chunks
-        .remainder()
-        .iter()
-        .fold(f32::NEG_INFINITY, |top, value| larger(top, *value));
-    for chunk in chunks {
-        for (part, value) in parts.iter_mut().zip(chunk) {
-            *part = larger(*part, *value);
+vectorized! {
+    /// Adds each number of `other`.
+    pub(crate) fn add(values: &mut [f32], other: &[f32]) {
+        for (value, other) in values.iter_mut().zip(other) {
+            *value += other;
         }
     }
-    parts.into_iter().fold(rest, larger)
 }
 
-/// `e^x` to about one unit in the last place, without branches: `2^n * 2^f` with a polynomial for
-/// the fraction. Below -87 it is about 1e-38, above 88 about 1e38; a NaN stays one.
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    /// Adding it rounds to an integer, which then stands in the low bits.
-    const ROUND: f32 = 12_582_912.0;
-    // `max` and `min` would swallow a NaN; the comparison keeps it.
-    let x = if x > 88.0 { 88.0 } else { x };
-    let x = if x < -87.0 { -87.0 } else { x };
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    // ln 2 in two parts, so that the product with n is exact.
-    let r = x - n * 0.693_359_4 - n * -2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5e-1;
-    let p = p * r * r + r + 1.0;
-    p * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
-}
-
-/// `1 / (1 + e^-x)`
-#[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+vectorized! {
+    pub(crate) fn total<L>(machine, values: &[f32]) -> f32 {
+        sums(machine, [values], |[x]| [x])[0]
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Isa;
 
-    #[test]
-    fn exp_is_exact_to_a_few_units_in_the_last_place() {
-        for i in -8_700..=8_800 {
-            let x = i as f32 / 100.0;
-            let (ours, exact) = (f64::from(exp(x)), f64::from(x).exp());
-            assert!(
-                (ours / exact - 1.0).abs() < 3e-7,
-                "exp({x}) = {ours}, not {exact}"
-            );
+    vectorized! {
+        fn doubled<L>(machine, values: &mut [f32], other: &[f32]) -> [f32; 2] {
+            update(machine, values, [other], |[x, y]| (x + x, [x, x * y]))
         }
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::NAN).is_nan());
-        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    vectorized! {
+        fn largest<L>(machine, values: &[f32]) -> f32 {
+            max(machine, values)
+        }
     }
 
     #[test]
-    fn sums_every_number_once() {
-        for len in [0usize, 1, 15, 16, 17, 100] {
-            let numbers: Vec<f32> = (0..len).map(|i| i as f32).collect();
-            let expected = (len * len.saturating_sub(1) / 2) as f32;
-            assert_eq!(sum([&numbers], |[x]| x), expected);
-            let both = sum([&numbers, &numbers], |[x, y]| x + y);
-            assert_eq!(both, 2.0 * expected);
+    fn every_number_counts_once() {
+        for isa in Isa::available() {
+            for len in [0usize, 1, 3, 4, 15, 16, 17, 31, 64, 100] {
+                let numbers: Vec<f32> = (0..len).map(|i| i as f32).collect();
+                let expected = (len * len.saturating_sub(1) / 2) as f32;
+                assert_eq!(total(isa, &numbers), expected);
+                let (mut changed, twos) = (numbers.clone(), vec![2.0; len]);
+                let sums = doubled(isa, &mut changed, &twos);
+                assert_eq!(sums, [expected, 2.0 * expected]);
+                let mut rows = changed.iter().zip(&numbers);
+                assert!(rows.all(|(doubled, x)| *doubled == 2.0 * x));
+                let top = numbers.last().copied().unwrap_or(f32::NEG_INFINITY);
+                assert_eq!(largest(isa, &numbers), top);
+            }
+            assert_eq!(largest(isa, &[f32::NAN, -3.0, f32::NAN]), -3.0);
         }
     }
 }

@@ -14,7 +14,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, integers, is_flex_f32, written};
-use crate::elementwise::vectorized;
+use crate::elementwise::add;
 use crate::simd::Isa;
 
 /// Rows of one task.
@@ -133,13 +133,5 @@ impl Backward<Flex, 1> for EmbeddingBackward {
             }
         });
         grads.register::<Flex>(node.id, flex_tensor(out, &[count, d]));
-    }
-}
-
-vectorized! {
-    fn add(out: &mut [f32], values: &[f32]) {
-        for (out, value) in out.iter_mut().zip(values) {
-            *out += value;
-        }
     }
 }

@@ -1,4 +1,4 @@
-//! A curve of one tensor times another, in one pass over memory each way.
+//! An activation of one tensor times another, in one pass over memory each way.
 
 use std::mem::MaybeUninit;
 
@@ -13,41 +13,41 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::activation::{Curve, activate};
+use crate::activation::{Activation, activate};
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, multiply_by};
+use crate::elementwise::{GRAIN, map, vectorized, walk};
 use crate::simd::Isa;
 
-/// Numbers whose curve is kept at hand between the two products of the backward pass.
-const PART: usize = 256;
-
-/// `curve(gate) * x`: the gated linear units between the projections of a transformer (Shazeer 2020,
-/// arXiv:2002.05202), SwiGLU with [`Curve::Silu`] and GEGLU with a GELU.
+/// `activation(gate) * x`: the gated linear units between the projections of a transformer (Shazeer 2020,
+/// arXiv:2002.05202), SwiGLU with [`Activation::Silu`] and GEGLU with a GELU.
 ///
 /// # Shapes
 /// - `gate`, `x`, output: any, the same
 ///
 /// # Panics
 /// If the shapes disagree.
-pub fn gated<const D: usize>(gate: Tensor<D>, x: Tensor<D>, curve: Curve) -> Tensor<D> {
+pub fn gated<const D: usize>(gate: Tensor<D>, x: Tensor<D>, activation: Activation) -> Tensor<D> {
     assert_eq!(gate.dims(), x.dims(), "gated: one gate per number");
     if is_flex_f32(&gate) && is_flex_f32(&x) {
         let (gate, x) = (gate.into_dispatch(), x.into_dispatch());
-        return Tensor::from_dispatch(Dispatch::fused_gate(gate, x, curve));
+        return Tensor::from_dispatch(Dispatch::fused_gate(gate, x, activation));
     }
-    activate(gate, curve) * x
+    activate(gate, activation) * x
 }
 
 /// Gates as Burn's dispatch sees them.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedGate: Backend {
     /// See [`gated`].
-    fn fused_gate(gate: FloatTensor<Self>, x: FloatTensor<Self>, curve: Curve)
-    -> FloatTensor<Self>;
+    fn fused_gate(
+        gate: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        activation: Activation,
+    ) -> FloatTensor<Self>;
 }
 
 impl FusedGate for Flex {
-    fn fused_gate(gate: FlexTensor, x: FlexTensor, curve: Curve) -> FlexTensor {
+    fn fused_gate(gate: FlexTensor, x: FlexTensor, activation: Activation) -> FlexTensor {
         let shape = gate.shape();
         let [gate, x] = [gate, x].map(contiguous);
         let (gate, x): (&[f32], &[f32]) = (gate.storage(), x.storage());
@@ -56,15 +56,7 @@ impl FusedGate for Flex {
             out.par_chunks_mut(GRAIN)
                 .zip(gate.par_chunks(GRAIN))
                 .zip(x.par_chunks(GRAIN))
-                .for_each(|((out, gate), x)| {
-                    let parts = out.chunks_mut(PART).zip(gate.chunks(PART));
-                    for ((out, gate), x) in parts.zip(x.chunks(PART)) {
-                        curve.forward(isa, gate, out);
-                        // SAFETY: `forward` writes all of `out`, which is a slice of floats.
-                        let out = unsafe { &mut *(out as *mut [MaybeUninit<f32>] as *mut [f32]) };
-                        multiply_by(isa, out, x);
-                    }
-                });
+                .for_each(|((out, gate), x)| gate_pass(isa, activation, [gate, x], out));
         };
         // SAFETY: every chunk is written from its start to its end.
         flex_tensor(unsafe { written(gate.len(), write) }, &shape)
@@ -75,7 +67,7 @@ impl<C: CheckpointStrategy> FusedGate for Autodiff<Flex, C> {
     fn fused_gate(
         gate: FloatTensor<Self>,
         x: FloatTensor<Self>,
-        curve: Curve,
+        activation: Activation,
     ) -> FloatTensor<Self> {
         match GateBackward
             .prepare::<C>([gate.node(), x.node()])
@@ -83,13 +75,13 @@ impl<C: CheckpointStrategy> FusedGate for Autodiff<Flex, C> {
             .stateful()
         {
             OpsKind::Tracked(mut prep) => {
-                let state = ([prep.checkpoint(&gate), prep.checkpoint(&x)], curve);
+                let state = ([prep.checkpoint(&gate), prep.checkpoint(&x)], activation);
                 let (gate, x) = (gate.into_primitive(), x.into_primitive());
-                prep.finish(state, Flex::fused_gate(gate, x, curve))
+                prep.finish(state, Flex::fused_gate(gate, x, activation))
             }
             OpsKind::UnTracked(prep) => {
                 let (gate, x) = (gate.into_primitive(), x.into_primitive());
-                prep.finish(Flex::fused_gate(gate, x, curve))
+                prep.finish(Flex::fused_gate(gate, x, activation))
             }
         }
     }
@@ -99,17 +91,17 @@ impl<C: CheckpointStrategy> FusedGate for Autodiff<Flex, C> {
 struct GateBackward;
 
 impl Backward<Flex, 2> for GateBackward {
-    type State = ([NodeId; 2], Curve);
+    type State = ([NodeId; 2], Activation);
 
-    /// With `g` the gradient of the output, that of the gate is `g x curve'(gate)` and that of `x` is
-    /// `g curve(gate)`.
+    /// With `g` the gradient of the output, that of the gate is `g x activation'(gate)` and that of `x` is
+    /// `g activation(gate)`.
     fn backward(
         self,
         ops: Ops<Self::State, 2>,
         grads: &mut Gradients,
         checkpointer: &mut Checkpointer,
     ) {
-        let (saved, curve) = ops.state;
+        let (saved, activation) = ops.state;
         let [gate, x] =
             saved.map(|id| contiguous(checkpointer.retrieve_node_output::<FlexTensor>(id)));
         let mut grad = contiguous(grads.consume::<Flex>(&ops.node));
@@ -120,18 +112,7 @@ impl Backward<Flex, 2> for GateBackward {
             dx.par_chunks_mut(GRAIN)
                 .zip(values.par_chunks_mut(GRAIN))
                 .zip(gate.par_chunks(GRAIN).zip(x.par_chunks(GRAIN)))
-                .for_each(|((dx, grad), (gate, x))| {
-                    let out = dx.chunks_mut(PART).zip(grad.chunks_mut(PART));
-                    let from = gate.chunks(PART).zip(x.chunks(PART));
-                    for ((dx, grad), (gate, x)) in out.zip(from) {
-                        curve.forward(isa, gate, dx);
-                        // SAFETY: `forward` writes all of `dx`, which is a slice of floats.
-                        let dx = unsafe { &mut *(dx as *mut [MaybeUninit<f32>] as *mut [f32]) };
-                        multiply_by(isa, dx, grad);
-                        multiply_by(isa, grad, x);
-                        curve.backward(isa, gate, grad);
-                    }
-                });
+                .for_each(|((dx, grad), from)| gate_gradient(isa, activation, from, grad, dx));
         };
         // SAFETY: every chunk is written from its start to its end.
         let dx = flex_tensor(unsafe { written(gate.len(), write) }, &shape);
@@ -139,6 +120,35 @@ impl Backward<Flex, 2> for GateBackward {
             if let Some(node) = node {
                 grads.register::<Flex>(node.id, gradient);
             }
+        }
+    }
+}
+
+vectorized! {
+    fn gate_pass<L>(machine, activation: Activation, inputs: [&[f32]; 2], out: &mut [MaybeUninit<f32>]) {
+        map(machine, inputs, out, |[gate, x]| activation.of(gate) * x);
+    }
+}
+
+vectorized! {
+    /// The gate's gradient is written over the output's.
+    fn gate_gradient<L>(
+        machine,
+        activation: Activation,
+        inputs: (&[f32], &[f32]),
+        grad: &mut [f32],
+        dx: &mut [MaybeUninit<f32>],
+    ) {
+        let ((gate, x), len) = (inputs, grad.len());
+        assert!([gate.len(), x.len(), dx.len()] == [len; 3], "slices of one length");
+        let grad = grad.as_mut_ptr();
+        let places = ([gate.as_ptr(), x.as_ptr(), grad], [grad, dx.as_mut_ptr().cast()]);
+        // SAFETY: four slices of one length, of which `grad` and `dx` are borrowed to be written.
+        unsafe {
+            walk(machine, len, places, |[gate, x, grad]| {
+                let [value, slope] = activation.with_slope(gate);
+                ([grad * x * slope, grad * value], [])
+            });
         }
     }
 }

@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use crate::activation::Activation;
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{sigmoid, sum, vectorized};
+use crate::planes::{Moments, Plane, Planes};
+use crate::shared::Shared;
 use crate::simd::Isa;
 
 /// The constants of one [`group_norm`].
@@ -114,24 +115,34 @@ impl Geometry {
         self.shape[1] / self.options.groups
     }
 
-    /// Numbers normalised together, which are neighbours in memory.
-    fn group_len(&self) -> usize {
-        self.channels_per_group() * self.plane()
+    fn planes(&self) -> Planes {
+        Planes {
+            len: self.plane(),
+            together: self.channels_per_group(),
+            epsilon: self.options.epsilon,
+            activation: self.options.activation,
+        }
     }
 
-    /// The part of `values`, one per channel or per image and channel, that belongs to a task,
-    /// which is one group of one image.
-    fn of_task<'a>(&self, values: &'a [f32], task: usize) -> &'a [f32] {
-        let first = task * self.channels_per_group() % values.len();
-        &values[first..][..self.channels_per_group()]
+    /// Groups of all images: each is a task.
+    fn tasks(&self) -> usize {
+        self.shape[0] * self.options.groups
     }
-}
 
-/// Mean and inverse standard deviation of a group.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Moments {
-    pub(crate) mean: f32,
-    pub(crate) scale: f32,
+    /// The channels of a task. Scales and shifts are one per channel, or per image and channel.
+    fn of_task<'a>(
+        &self,
+        gamma: &'a [f32],
+        beta: &'a [f32],
+        task: usize,
+    ) -> impl Iterator<Item = Plane> + Clone + use<'a> {
+        let (len, each) = (self.plane(), self.channels_per_group());
+        (task * each..(task + 1) * each).map(move |channel| Plane {
+            start: channel * len,
+            gamma: gamma[channel % gamma.len()],
+            beta: beta[channel % beta.len()],
+        })
+    }
 }
 
 /// Group normalisation as Burn's dispatch sees it.
@@ -204,18 +215,12 @@ impl Backward<Flex, 3> for GroupNormBackward {
         let [x, gamma, beta] =
             saved.map(|id| contiguous(checkpointer.retrieve_node_output::<FlexTensor>(id)));
         let mut grad = contiguous(grads.consume::<Flex>(&ops.node));
-        let inputs = Inputs {
-            x: x.storage(),
-            gamma: gamma.storage(),
-            beta: beta.storage(),
-        };
-        let sums = backward(&inputs, &moments, grad.storage_mut(), &geometry);
-        let [dgamma, dbeta] = [
-            (1, inputs.gamma, gamma.shape()),
-            (0, inputs.beta, beta.shape()),
-        ]
-        .map(|(which, values, shape)| {
-            flex_tensor(parameter_gradient(&sums, which, values), &shape)
+        let parameters: [&[f32]; 2] = [gamma.storage(), beta.storage()];
+        let into = (grad.storage_mut(), ops.parents[0].is_some());
+        let sums = backward(x.storage(), parameters, &moments, into, &geometry);
+        let [dgamma, dbeta] = [(1, gamma), (0, beta)].map(|(which, of)| {
+            let len = of.shape().num_elements();
+            flex_tensor(parameter_gradient(&sums, which, len), &of.shape())
         });
         let gradients = [grad, dgamma, dbeta];
         for (node, gradient) in ops.parents.into_iter().zip(gradients) {
@@ -226,12 +231,6 @@ impl Backward<Flex, 3> for GroupNormBackward {
     }
 }
 
-struct Inputs<'a> {
-    x: &'a [f32],
-    gamma: &'a [f32],
-    beta: &'a [f32],
-}
-
 fn forward(
     x: FlexTensor,
     gamma: FlexTensor,
@@ -240,20 +239,15 @@ fn forward(
 ) -> (FlexTensor, Vec<Moments>) {
     let [x, gamma, beta] = [x, gamma, beta].map(contiguous);
     let (x, gamma, beta): (&[f32], &[f32], &[f32]) = (x.storage(), gamma.storage(), beta.storage());
-    let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
-    let task = |(task, (out, x)): (usize, (&mut [MaybeUninit<f32>], &[f32]))| {
-        let moments = moments(isa, x, geometry.options.epsilon);
-        let (gamma, beta) = (geometry.of_task(gamma, task), geometry.of_task(beta, task));
-        let channels = out.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
-        for ((out, x), (gamma, beta)) in channels.zip(gamma.iter().zip(beta)) {
-            let line = Line::new(moments, *gamma, *beta);
-            line.apply(isa, geometry.options.activation, x, out);
-        }
-        moments
-    };
+    let (isa, planes) = (Isa::detect(), geometry.planes());
     let mut moments = Vec::new();
     let write = |out: &mut [MaybeUninit<f32>]| {
-        let tasks = out.par_chunks_mut(len).zip(x.par_chunks(len)).enumerate();
+        let out = Shared::unwritten(out);
+        let task = |task| {
+            // SAFETY: `out` lives on, and the channels of a task are its own.
+            unsafe { planes.forward(isa, geometry.of_task(gamma, beta, task), x, out) }
+        };
+        let tasks = (0..geometry.tasks()).into_par_iter();
         moments = tasks.map(task).collect();
     };
     // SAFETY: the groups are the whole, and every channel of each is written.
@@ -261,185 +255,40 @@ fn forward(
     (flex_tensor(out, &geometry.shape), moments)
 }
 
-/// `z = slope * x + offset`: normalisation, scale and shift of one channel in one.
-#[derive(Clone, Copy)]
-pub(crate) struct Line {
-    slope: f32,
-    offset: f32,
-}
-
-impl Line {
-    pub(crate) fn new(moments: Moments, gamma: f32, beta: f32) -> Self {
-        let slope = moments.scale * gamma;
-        Self {
-            slope,
-            offset: beta - moments.mean * slope,
-        }
-    }
-
-    /// `out = activation(z)`
-    pub(crate) fn apply(
-        self,
-        isa: Isa,
-        activation: Activation,
-        x: &[f32],
-        out: &mut [MaybeUninit<f32>],
-    ) {
-        match activation {
-            Activation::Identity => apply(isa, self, x, out),
-            Activation::Relu => apply_relu(isa, self, x, out),
-            Activation::LeakyRelu(slope) => apply_leaky_relu(isa, self, slope, x, out),
-            Activation::Silu => apply_silu(isa, self, x, out),
-        }
-    }
-
-    /// Multiplies `grad` by the activation's derivative at `z`.
-    pub(crate) fn activation_gradient(
-        self,
-        isa: Isa,
-        activation: Activation,
-        x: &[f32],
-        grad: &mut [f32],
-    ) {
-        match activation {
-            Activation::Identity => {}
-            Activation::Relu => leaky_relu_gradient(isa, self, 0.0, x, grad),
-            Activation::LeakyRelu(slope) => leaky_relu_gradient(isa, self, slope, x, grad),
-            Activation::Silu => silu_gradient(isa, self, x, grad),
-        }
-    }
-}
-
-vectorized! {
-    fn moments(x: &[f32], epsilon: f32) -> Moments {
-        let count = x.len() as f32;
-        let mean = sum([x], |[x]| x) / count;
-        let variance = sum([x], |[x]| (x - mean) * (x - mean)) / count;
-        Moments { mean, scale: 1.0 / (variance + epsilon).sqrt() }
-    }
-}
-
-vectorized! {
-    fn apply(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            out.write(line.slope * x + line.offset);
-        }
-    }
-}
-
-vectorized! {
-    fn apply_relu(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            let z = line.slope * x + line.offset;
-            // A NaN stays one.
-            out.write(if z < 0.0 { 0.0 } else { z });
-        }
-    }
-}
-
-vectorized! {
-    fn apply_leaky_relu(line: Line, slope: f32, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            let z = line.slope * x + line.offset;
-            out.write(z * if z > 0.0 { 1.0 } else { slope });
-        }
-    }
-}
-
-vectorized! {
-    fn apply_silu(line: Line, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            let z = line.slope * x + line.offset;
-            out.write(z * sigmoid(z));
-        }
-    }
-}
-
-/// With `h = (x - mean) * scale` and `g` the gradient before the activation,
-/// `dbeta = sum g`, `dgamma = sum g h` and
-/// `dx = scale * (gamma g - mean(gamma g) - h mean(gamma g h))`, means over the group.
-/// Per image and channel, the gradients of shift and scale; the input's is written over `grad`.
+/// Per image and channel, the gradients of shift and scale; the input's is written over `grad` if asked
+/// for.
 fn backward(
-    inputs: &Inputs,
+    x: &[f32],
+    [gamma, beta]: [&[f32]; 2],
     moments: &[Moments],
-    grad: &mut [f32],
+    (grad, into_input): (&mut [f32], bool),
     geometry: &Geometry,
 ) -> Vec<[f32; 2]> {
-    let (isa, plane, len) = (Isa::detect(), geometry.plane(), geometry.group_len());
-    let per_group = geometry.channels_per_group();
-    let mut sums = vec![[0.0; 2]; geometry.shape[0] * geometry.shape[1]];
-    grad.par_chunks_mut(len)
-        .zip(inputs.x.par_chunks(len))
-        .zip(sums.par_chunks_mut(per_group))
+    let (isa, planes) = (Isa::detect(), geometry.planes());
+    let mut all = vec![[0.0; 2]; geometry.shape[0] * geometry.shape[1]];
+    let grad = Shared::new(grad);
+    all.par_chunks_mut(planes.together)
         .zip(moments)
         .enumerate()
-        .for_each(|(task, (((grad, x), sums), moments))| {
-            let gamma = geometry.of_task(inputs.gamma, task);
-            let beta = geometry.of_task(inputs.beta, task);
-            let mut means = [0.0; 2];
-            for (channel, sums) in sums.iter_mut().enumerate() {
-                let range = channel * plane..(channel + 1) * plane;
-                let (grad, x) = (&mut grad[range.clone()], &x[range]);
-                let line = Line::new(*moments, gamma[channel], beta[channel]);
-                line.activation_gradient(isa, geometry.options.activation, x, grad);
-                *sums = gradient_sums(isa, *moments, x, grad);
-                means[0] += gamma[channel] * sums[0] / len as f32;
-                means[1] += gamma[channel] * sums[1] / len as f32;
-            }
-            let channels = grad.chunks_exact_mut(plane).zip(x.chunks_exact(plane));
-            for ((grad, x), gamma) in channels.zip(gamma) {
-                input_gradient(isa, *moments, *gamma, means, x, grad);
+        .for_each(|(task, (all, moments))| {
+            let channels = geometry.of_task(gamma, beta, task);
+            // SAFETY: `grad` is borrowed for the whole call, and the channels of a task are its own.
+            unsafe {
+                planes.backward(isa, channels, *moments, x, (grad, into_input), |i, sums| {
+                    all[i] = sums;
+                });
             }
         });
-    sums
+    all
 }
 
-/// One component of [`backward`]'s sums, over the batch if `values` is one per channel.
-fn parameter_gradient(sums: &[[f32; 2]], which: usize, values: &[f32]) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    for sums in sums.chunks_exact(values.len()) {
+/// One component of [`backward`]'s sums, over the batch if there is but one of `len` per channel.
+fn parameter_gradient(sums: &[[f32; 2]], which: usize, len: usize) -> Vec<f32> {
+    let mut out = vec![0.0; len];
+    for sums in sums.chunks_exact(len) {
         out.iter_mut()
             .zip(sums)
             .for_each(|(out, sum)| *out += sum[which]);
     }
     out
-}
-
-vectorized! {
-    fn leaky_relu_gradient(line: Line, slope: f32, x: &[f32], grad: &mut [f32]) {
-        for (grad, x) in grad.iter_mut().zip(x) {
-            let z = line.slope * x + line.offset;
-            *grad *= if z > 0.0 { 1.0 } else { slope };
-        }
-    }
-}
-
-vectorized! {
-    fn silu_gradient(line: Line, x: &[f32], grad: &mut [f32]) {
-        for (grad, x) in grad.iter_mut().zip(x) {
-            let z = line.slope * x + line.offset;
-            let s = sigmoid(z);
-            *grad *= s + z * s * (1.0 - s);
-        }
-    }
-}
-
-vectorized! {
-    pub(crate) fn gradient_sums(moments: Moments, x: &[f32], grad: &[f32]) -> [f32; 2] {
-        let x = &x[..grad.len()];
-        let plain = sum([grad], |[grad]| grad);
-        let weighted = sum([grad, x], |[grad, x]| grad * (x - moments.mean));
-        [plain, weighted * moments.scale]
-    }
-}
-
-vectorized! {
-    /// Turns the gradient before scale and shift into the input's, in place.
-    pub(crate) fn input_gradient(moments: Moments, gamma: f32, means: [f32; 2], x: &[f32], grad: &mut [f32]) {
-        let Moments { mean, scale } = moments;
-        for (grad, x) in grad.iter_mut().zip(x) {
-            let normalised = (x - mean) * scale;
-            *grad = scale * (gamma * *grad - means[0] - normalised * means[1]);
-        }
-    }
 }

@@ -30,6 +30,7 @@ mod map;
 mod matrix;
 pub mod optimizer;
 pub mod paged;
+mod planes;
 mod pool;
 mod precision;
 pub mod quant;
@@ -39,8 +40,9 @@ mod row_norm;
 mod shared;
 mod simd;
 mod transpose;
+mod vector;
 
-pub use activation::{Activation, Curve, gelu, gelu_tanh, leaky_relu, relu, silu};
+pub use activation::{Activation, activate, gelu, gelu_tanh, leaky_relu, relu, silu};
 pub use attention::{AttentionOptions, attention, self_attention};
 pub use batch_norm::{BatchNormOutput, batch_norm};
 pub use bernoulli::binary_cross_entropy;

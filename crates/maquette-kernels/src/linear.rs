@@ -13,9 +13,9 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::activation::{Curve, activate};
+use crate::activation::{Activation, activate, apply, apply_slope, apply_to};
 use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::vectorized;
+use crate::elementwise::add;
 use crate::gemm::{Epilogue, Plain, product};
 use crate::matrix::{Into, Matrix, multiply};
 use crate::precision::Precision;
@@ -45,7 +45,7 @@ pub fn linear<const D: usize>(
     x: Tensor<D>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
-    activation: Option<Curve>,
+    activation: Activation,
 ) -> Tensor<D> {
     let [d_in, d_out] = weight.dims();
     assert_eq!(
@@ -63,10 +63,7 @@ pub fn linear<const D: usize>(
     let fused = is_flex_f32(&x) && is_flex_f32(&weight) && bias.as_ref().is_none_or(is_flex_f32);
     if !fused || x.dims().contains(&0) || d_out == 0 {
         let z = burn::tensor::module::linear(x, weight, bias);
-        return match activation {
-            Some(curve) => activate(z, curve),
-            None => z,
-        };
+        return activate(z, activation);
     }
     let job = Job {
         activation,
@@ -82,7 +79,7 @@ pub fn linear<const D: usize>(
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job {
-    activation: Option<Curve>,
+    activation: Activation,
     precision: Precision,
 }
 
@@ -166,7 +163,7 @@ fn forward(
         Optional::Absent => None,
     };
     let mut active = Vec::new();
-    let keep = keep && job.activation.is_some();
+    let keep = keep && job.activation != Activation::Identity;
     if keep {
         active.reserve_exact(rows * d_out);
     }
@@ -212,7 +209,7 @@ fn forward_into(out: &mut [MaybeUninit<f32>], a: Matrix, b: Matrix, job: Job, fi
 struct Finish<'a> {
     isa: Isa,
     bias: Option<&'a [f32]>,
-    activation: Option<Curve>,
+    activation: Activation,
     active: Option<*mut f32>,
     width: usize,
 }
@@ -226,7 +223,9 @@ impl Epilogue for Finish<'_> {
         if let Some(bias) = self.bias {
             add(self.isa, values, &bias[col..col + values.len()]);
         }
-        let Some(curve) = self.activation else { return };
+        if self.activation == Activation::Identity {
+            return;
+        }
         match self.active {
             Some(active) => {
                 // SAFETY: the same part of the same row as in the product, which nothing else uses.
@@ -234,27 +233,9 @@ impl Epilogue for Finish<'_> {
                     let start = active.add(row * self.width + col);
                     std::slice::from_raw_parts_mut(start.cast(), values.len())
                 };
-                curve.forward(self.isa, values, out);
+                apply(self.isa, self.activation, values, out);
             }
-            None => {
-                // A copy small enough for the stack, because input and output must not overlap.
-                for values in values.chunks_mut(64) {
-                    let mut copy = [0.0; 64];
-                    let copy = &mut copy[..values.len()];
-                    copy.copy_from_slice(values);
-                    // SAFETY: initialised numbers may be overwritten as if they were not.
-                    let out = unsafe { &mut *(values as *mut [f32] as *mut [MaybeUninit<f32>]) };
-                    curve.forward(self.isa, copy, out);
-                }
-            }
-        }
-    }
-}
-
-vectorized! {
-    fn add(values: &mut [f32], other: &[f32]) {
-        for (value, other) in values.iter_mut().zip(other) {
-            *value += other;
+            None => apply_to(self.isa, self.activation, values),
         }
     }
 }
@@ -347,19 +328,18 @@ pub(crate) fn fresh_product(a: Matrix, b: Matrix, precision: Precision) -> Vec<f
 fn through(
     grad: &mut FlexTensor,
     inner: Option<FlexTensor>,
-    activation: Option<Curve>,
+    activation: Activation,
     width: usize,
     sum: bool,
 ) -> Vec<f32> {
     let isa = Isa::detect();
-    let activation = activation.zip(inner);
-    if activation.is_none() && !sum {
+    if inner.is_none() && !sum {
         return Vec::new();
     }
     let task = |(index, grad): (usize, &mut [f32])| {
-        if let Some((curve, inner)) = &activation {
+        if let Some(inner) = &inner {
             let inner = &inner.storage::<f32>()[index * ROWS * width..][..grad.len()];
-            curve.backward(isa, inner, grad);
+            apply_slope(isa, activation, inner, grad);
         }
         let mut sums = vec![0.0; if sum { width } else { 0 }];
         for row in grad.chunks_exact(width).filter(|_| sum) {

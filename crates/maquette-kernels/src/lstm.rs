@@ -15,7 +15,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
-use crate::elementwise::{sigmoid, vectorized};
+use crate::elementwise::{vectorized, walk};
 use crate::linear::fresh_product;
 use crate::matrix::Matrix;
 use crate::precision::Precision;
@@ -269,14 +269,10 @@ fn weight_gradient(before: &FlexTensor, slopes: &FlexTensor) -> FlexTensor {
     flex_tensor(out, &[d_hidden, width])
 }
 
-#[inline(always)]
-fn tanh(x: f32) -> f32 {
-    2.0 * sigmoid(2.0 * x) - 1.0
-}
-
 vectorized! {
     /// One time step of one sequence; the gates' inputs become the gates.
-    fn unit_forward(
+    fn unit_forward<L>(
+        machine,
         gates: &mut [f32],
         products: &[f32],
         past: &[f32],
@@ -284,21 +280,25 @@ vectorized! {
         hidden: &mut [f32],
     ) {
         let d = hidden.len();
-        let (i, rest) = gates.split_at_mut(d);
-        let (f, rest) = rest.split_at_mut(d);
-        let (g, o) = rest.split_at_mut(d);
-        let (o, past, cell) = (&mut o[..d], &past[..d], &mut cell[..d]);
-        let (pi, rest) = products.split_at(d);
-        let (pf, rest) = rest.split_at(d);
-        let (pg, po) = rest.split_at(d);
-        let po = &po[..d];
-        for j in 0..d {
-            i[j] = sigmoid(i[j] + pi[j]);
-            f[j] = sigmoid(f[j] + pf[j]);
-            g[j] = tanh(g[j] + pg[j]);
-            o[j] = sigmoid(o[j] + po[j]);
-            cell[j] = f[j] * past[j] + i[j] * g[j];
-            hidden[j] = o[j] * tanh(cell[j]);
+        let lens = [gates.len() / 4, products.len() / 4, past.len(), cell.len()];
+        assert!(lens.iter().all(|len| *len >= d), "one unit per gate");
+        let (gates, products) = (gates.as_mut_ptr(), products.as_ptr());
+        // SAFETY: four times `d` floats are in `gates` and in `products`.
+        let places = unsafe {
+            let gates = [0, 1, 2, 3].map(|gate| gates.add(gate * d));
+            let products = [0, 1, 2, 3].map(|gate| products.add(gate * d));
+            let ([i, f, g, o], [pi, pf, pg, po]) = (gates, products);
+            let from = [i.cast_const(), f, g, o, pi, pf, pg, po, past.as_ptr()];
+            (from, [i, f, g, o, cell.as_mut_ptr(), hidden.as_mut_ptr()])
+        };
+        // SAFETY: `d` floats at each; what is written is borrowed for it.
+        unsafe {
+            walk(machine, d, places, |[i, f, g, o, pi, pf, pg, po, past]| {
+                let (i, f, o) = ((i + pi).sigmoid(), (f + pf).sigmoid(), (o + po).sigmoid());
+                let g = (g + pg).tanh();
+                let cell = f.mul_add(past, i * g);
+                ([i, f, g, o, cell, o * cell.tanh()], [])
+            });
         }
     }
 }
@@ -307,29 +307,35 @@ vectorized! {
     /// One time step of one sequence backwards; the gates become the gradients of their inputs.
     /// `grads` are those of the output from outside and from the next time step, `carry` that of
     /// the cell.
-    fn unit_backward(
+    fn unit_backward<L>(
+        machine,
         gates: &mut [f32],
         cells: [&[f32]; 2],
         grads: [&[f32]; 2],
         carry: &mut [f32],
     ) {
         let d = carry.len();
-        let (i, rest) = gates.split_at_mut(d);
-        let (f, rest) = rest.split_at_mut(d);
-        let (g, o) = rest.split_at_mut(d);
-        let o = &mut o[..d];
-        let (past, cell) = (&cells[0][..d], &cells[1][..d]);
-        let (outside, next) = (&grads[0][..d], &grads[1][..d]);
-        for j in 0..d {
-            let dh = outside[j] + next[j];
-            let top = tanh(cell[j]);
-            let dc = carry[j] + dh * o[j] * (1.0 - top * top);
-            carry[j] = dc * f[j];
-            o[j] = dh * top * o[j] * (1.0 - o[j]);
-            f[j] = dc * past[j] * f[j] * (1.0 - f[j]);
-            let (di, dg) = (dc * g[j] * i[j] * (1.0 - i[j]), dc * i[j] * (1.0 - g[j] * g[j]));
-            i[j] = di;
-            g[j] = dg;
+        let lens = [gates.len() / 4, cells[0].len(), cells[1].len(), grads[0].len(), grads[1].len()];
+        assert!(lens.iter().all(|len| *len >= d), "one unit per gate");
+        let (gates, carry) = (gates.as_mut_ptr(), carry.as_mut_ptr());
+        // SAFETY: four times `d` floats are in `gates`.
+        let [i, f, g, o] = [0, 1, 2, 3].map(|gate| unsafe { gates.add(gate * d) });
+        let [[past, cell], [outside, next]] = [cells, grads].map(|pair| pair.map(<[f32]>::as_ptr));
+        let from = [i.cast_const(), f, g, o, past, cell, outside, next, carry];
+        // SAFETY: `d` floats at each; what is written is borrowed for it.
+        unsafe {
+            walk(machine, d, (from, [i, f, g, o, carry]), |x| {
+                let [i, f, g, o, past, cell, outside, next, carry] = x;
+                let one = carry.splat(1.0);
+                let dh = outside + next;
+                let top = cell.tanh();
+                let dc = (dh * o).mul_add(top.neg_mul_add(top, one), carry);
+                let di = dc * g * i * (one - i);
+                let df = dc * past * f * (one - f);
+                let dg = dc * i * g.neg_mul_add(g, one);
+                let d_o = dh * top * o * (one - o);
+                ([di, df, dg, d_o, dc * f], [])
+            });
         }
     }
 }

@@ -10,7 +10,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
-use crate::elementwise::{GRAIN, PARTS, sum, vectorized};
+use crate::elementwise::{GRAIN, sums, vectorized};
 use crate::simd::Isa;
 
 /// The constants of one step of [`adam`].
@@ -556,16 +556,7 @@ vectorized! {
 }
 
 vectorized! {
-    fn square_sum_pass(x: &[f32]) -> f32 {
-        // As many sums as cover the latency of an addition.
-        let mut sums = [0.0f32; 4 * PARTS];
-        let chunks = x.chunks_exact(4 * PARTS);
-        let rest = chunks.remainder();
-        for chunk in chunks {
-            for (sum, x) in sums.iter_mut().zip(chunk) {
-                *sum += x * x;
-            }
-        }
-        sum([&sums], |[part]| part) + sum([rest], |[x]| x * x)
+    fn square_sum_pass<L>(machine, x: &[f32]) -> f32 {
+        sums(machine, [x], |[x]| [x * x])[0]
     }
 }

@@ -16,7 +16,8 @@ use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{GRAIN, vectorized};
-use crate::simd::Isa;
+use crate::simd::{Isa, Lanes};
+use crate::vector::{Machine, Vector};
 
 /// The square windows of a pooling.
 #[derive(Clone, Copy, Debug)]
@@ -50,12 +51,15 @@ impl Windows {
         (padded - self.side) / self.stride + 1
     }
 
-    /// Whether they are four pixels each, and cover the image.
-    fn are_quads(&self, geometry: &Geometry) -> bool {
-        let even = geometry.shape[2..]
-            .iter()
-            .all(|size| size.is_multiple_of(2));
-        (self.side, self.stride, self.padding) == (2, 2, 0) && even
+    /// Whether they lie side by side and cover an image of this size.
+    fn tile(&self, size: &[usize]) -> bool {
+        let whole = size.iter().all(|size| size.is_multiple_of(self.side));
+        (self.stride, self.padding) == (self.side, 0) && whole
+    }
+
+    /// What a pixel counts in a mean.
+    fn share(&self) -> f32 {
+        1.0 / (self.side * self.side) as f32
     }
 
     /// The pixels, of `size`, in window `index` of an axis.
@@ -187,21 +191,66 @@ impl Geometry {
 impl Geometry {
     /// One plane, all of whose output is written.
     fn forward(&self, isa: Isa, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        let width = self.shape[3];
+        let size = &self.shape[2..];
+        let width = size[1];
         match self.resample {
-            Resample::Max(windows) if windows.are_quads(self) => max_quads(isa, x, width, out),
+            Resample::Max(windows) if windows.side == 2 && windows.tile(size) => {
+                max_quads(isa, x, width, out);
+            }
             Resample::Max(windows) => each_window(self, windows, |i, rows, cols| {
                 out[i].write(x[largest(x, width, rows, cols)]);
             }),
-            Resample::Mean(windows) if windows.are_quads(self) => mean_quads(isa, x, width, out),
+            Resample::Mean(windows) if windows.tile(size) => {
+                sum_tiles(isa, x, width, windows.side, windows.share(), out);
+            }
             Resample::Mean(windows) => each_window(self, windows, |i, rows, cols| {
                 let rows = rows.map(|row| &x[row * width..][cols.clone()]);
                 let total: f32 = rows.flatten().sum();
-                out[i].write(total / (windows.side * windows.side) as f32);
+                out[i].write(total * windows.share());
             }),
-            Resample::Repeat(factor) => repeat(isa, x, width, factor, out),
+            Resample::Repeat(factor) => spread_tiles(isa, x, width, factor, 1.0, out),
         }
     }
+
+    /// The gradient of one plane, all of which is written. Only a maximum needs the input `x`.
+    fn backward(&self, isa: Isa, x: &[f32], grad: &[f32], out: &mut [MaybeUninit<f32>]) {
+        let size = &self.shape[2..];
+        let width = size[1];
+        match self.resample {
+            Resample::Max(windows) if windows.side == 2 && windows.tile(size) => {
+                max_quads_gradient(isa, x, width, grad, out);
+            }
+            Resample::Max(windows) => {
+                let out = cleared(out);
+                each_window(self, windows, |i, rows, cols| {
+                    out[largest(x, width, rows, cols)] += grad[i];
+                });
+            }
+            Resample::Mean(windows) if windows.tile(size) => {
+                let side = windows.side;
+                spread_tiles(isa, grad, width / side, side, windows.share(), out);
+            }
+            Resample::Mean(windows) => {
+                let out = cleared(out);
+                each_window(self, windows, |i, rows, cols| {
+                    for row in rows {
+                        let pixels = &mut out[row * width..][cols.clone()];
+                        pixels
+                            .iter_mut()
+                            .for_each(|pixel| *pixel += grad[i] * windows.share());
+                    }
+                });
+            }
+            Resample::Repeat(factor) => sum_tiles(isa, grad, width * factor, factor, 1.0, out),
+        }
+    }
+}
+
+/// Filled with zeros.
+fn cleared(out: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    out.fill(MaybeUninit::new(0.0));
+    // SAFETY: all of it has just been written.
+    unsafe { &mut *(out as *mut [MaybeUninit<f32>] as *mut [f32]) }
 }
 
 /// Resampling as Burn's dispatch sees it.
@@ -272,42 +321,22 @@ impl Backward<Flex, 1> for ResampleBackward {
         let [Some(node)] = ops.parents else { return };
         let grad: &[f32] = grad.storage();
         let (from, to, planes) = geometry.lens();
-        let width = geometry.shape[3];
         let isa = Isa::detect();
-        let mut out = vec![0.0; grad.len() / to * from];
-        out.par_chunks_mut(planes * from)
-            .zip(grad.par_chunks(planes * to))
-            .enumerate()
-            .for_each(|(task, (out, grad))| {
-                let parts = out.chunks_exact_mut(from).zip(grad.chunks_exact(to));
-                for (plane, (out, grad)) in parts.enumerate() {
-                    match geometry.resample {
-                        Resample::Max(windows) if windows.are_quads(&geometry) => {
-                            let x = &x[(task * planes + plane) * from..][..from];
-                            max_quads_gradient(isa, x, width, grad, out);
-                        }
-                        Resample::Mean(windows) if windows.are_quads(&geometry) => {
-                            mean_quads_gradient(isa, width, grad, out);
-                        }
-                        Resample::Max(windows) => {
-                            let x = &x[(task * planes + plane) * from..][..from];
-                            each_window(&geometry, windows, |i, rows, cols| {
-                                out[largest(x, width, rows, cols)] += grad[i];
-                            });
-                        }
-                        Resample::Mean(windows) => {
-                            each_window(&geometry, windows, |i, rows, cols| {
-                                let share = grad[i] / (windows.side * windows.side) as f32;
-                                for row in rows {
-                                    let pixels = &mut out[row * width..][cols.clone()];
-                                    pixels.iter_mut().for_each(|pixel| *pixel += share);
-                                }
-                            })
-                        }
-                        Resample::Repeat(factor) => gather(isa, grad, width, factor, out),
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            out.par_chunks_mut(planes * from)
+                .zip(grad.par_chunks(planes * to))
+                .enumerate()
+                .for_each(|(task, (out, grad))| {
+                    let parts = out.chunks_exact_mut(from).zip(grad.chunks_exact(to));
+                    for (plane, (out, grad)) in parts.enumerate() {
+                        let start = (task * planes + plane) * from;
+                        let x = if x.is_empty() { x } else { &x[start..][..from] };
+                        geometry.backward(isa, x, grad, out);
                     }
-                }
-            });
+                });
+        };
+        // SAFETY: every number of every plane is written.
+        let out = unsafe { written(grad.len() / to * from, write) };
         grads.register::<Flex>(node.id, flex_tensor(out, &geometry.shape));
     }
 }
@@ -339,113 +368,157 @@ fn largest(x: &[f32], width: usize, rows: Pixels, cols: Pixels) -> usize {
     best
 }
 
-/// Of four pixels the largest, and whether it is each of them: the first of equals, a NaN before
-/// any number.
+/// Of the vectors `a` and `b`: `yes` where `b` is above, else `no`. The first of equals is above, and a
+/// NaN above any number.
 #[inline(always)]
-fn largest_of(quad: [f32; 4]) -> (f32, [bool; 4]) {
-    let above = |a: f32, b: f32| b > a || (b.is_nan() && !a.is_nan());
-    let [a, b, c, d] = quad;
-    let (right, below) = (above(a, b), above(c, d));
-    let (top, bottom) = (if right { b } else { a }, if below { d } else { c });
-    let lower = above(top, bottom);
-    let best = if lower { bottom } else { top };
-    let which = [
-        !lower & !right,
-        !lower & right,
-        lower & !below,
-        lower & below,
-    ];
-    (best, which)
+fn where_above<L: Lanes>([a, b]: [Vector<L>; 2], yes: Vector<L>, no: Vector<L>) -> Vector<L> {
+    let above = b.greater(a, yes, no);
+    a.nan(no, b.nan(yes, above))
 }
 
+/// Pixels of pairs of rows, of which [`Self::get`] gives those of as many quads as a vector has lanes.
+struct Quads<'a> {
+    x: &'a [f32],
+    width: usize,
+}
+
+impl Quads<'_> {
+    /// The pixels above and below of the quads of row `row` from `col` on, left and right.
+    #[inline(always)]
+    fn get<L: Lanes>(&self, machine: Machine<L>, row: usize, col: usize) -> [[Vector<L>; 2]; 2] {
+        let mut quad = [[machine.splat(0.0); 2]; 2];
+        for (below, pixels) in quad.iter_mut().enumerate() {
+            let at = (2 * row + below) * self.width + 2 * col;
+            *pixels = machine.of(self.x, at).unzip(machine.of(self.x, at + L::N));
+        }
+        quad
+    }
+}
+
+// Whole vectors are written over the ends of rows where what follows them is written later.
+
 vectorized! {
-    fn max_quads(x: &[f32], width: usize, out: &mut [MaybeUninit<f32>]) {
-        for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width / 2)) {
-            let (top, bottom) = x.split_at(width);
-            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-            for (out, (a, b)) in out.iter_mut().zip(pairs) {
-                out.write(largest_of([a[0], a[1], b[0], b[1]]).0);
+    fn max_quads<L>(machine, x: &[f32], width: usize, out: &mut [MaybeUninit<f32>]) {
+        let (quads, cols) = (Quads { x, width }, width / 2);
+        for row in 0..out.len() / cols {
+            for col in (0..cols).step_by(L::N) {
+                let [[a, b], [c, d]] = quads.get(machine, row, col);
+                let (top, bottom) = (where_above([a, b], b, a), where_above([c, d], d, c));
+                where_above([top, bottom], bottom, top).write(&mut out[row * cols + col..]);
             }
         }
     }
 }
 
 vectorized! {
-    fn max_quads_gradient(x: &[f32], width: usize, grad: &[f32], out: &mut [f32]) {
-        let rows = x.chunks_exact(2 * width).zip(grad.chunks_exact(width / 2));
-        for ((x, grad), out) in rows.zip(out.chunks_exact_mut(2 * width)) {
-            let (top, bottom) = x.split_at(width);
-            let (upper, lower) = out.split_at_mut(width);
-            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-            let to = upper.as_chunks_mut::<2>().0.iter_mut().zip(lower.as_chunks_mut::<2>().0);
-            for (((a, b), (upper, lower)), grad) in pairs.zip(to).zip(grad) {
-                let which = largest_of([a[0], a[1], b[0], b[1]]).1;
-                let share = which.map(|which| if which { *grad } else { 0.0 });
-                (upper[0], upper[1], lower[0], lower[1]) = (share[0], share[1], share[2], share[3]);
-            }
-        }
-    }
-}
-
-vectorized! {
-    fn mean_quads(x: &[f32], width: usize, out: &mut [MaybeUninit<f32>]) {
-        for (x, out) in x.chunks_exact(2 * width).zip(out.chunks_exact_mut(width / 2)) {
-            let (top, bottom) = x.split_at(width);
-            let pairs = top.as_chunks::<2>().0.iter().zip(bottom.as_chunks::<2>().0);
-            for (out, (a, b)) in out.iter_mut().zip(pairs) {
-                out.write((a[0] + a[1] + b[0] + b[1]) / 4.0);
-            }
-        }
-    }
-}
-
-vectorized! {
-    fn mean_quads_gradient(width: usize, grad: &[f32], out: &mut [f32]) {
-        for (grad, out) in grad.chunks_exact(width / 2).zip(out.chunks_exact_mut(2 * width)) {
-            for row in out.chunks_exact_mut(width) {
-                for (out, grad) in row.as_chunks_mut::<2>().0.iter_mut().zip(grad) {
-                    *out = [grad / 4.0; 2];
+    /// The gradient goes to the largest pixel.
+    fn max_quads_gradient<L>(
+        machine,
+        x: &[f32],
+        width: usize,
+        grad: &[f32],
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        let (quads, cols, zero) = (Quads { x, width }, width / 2, machine.splat(0.0));
+        for row in 0..grad.len() / cols {
+            for col in (0..cols).step_by(L::N) {
+                let quad = quads.get(machine, row, col);
+                let [[a, b], [c, d]] = quad;
+                let (top, bottom) = (where_above([a, b], b, a), where_above([c, d], d, c));
+                let grad = machine.of(grad, row * cols + col);
+                let shares = [
+                    where_above([top, bottom], zero, grad),
+                    where_above([top, bottom], grad, zero),
+                ];
+                for (below, (pixels, share)) in quad.into_iter().zip(shares).enumerate() {
+                    let left = where_above(pixels, zero, share);
+                    let right = where_above(pixels, share, zero);
+                    put(left.zip(right), [2 * row + below, 2 * col], width, out);
                 }
             }
         }
     }
 }
 
+/// Writes two vectors of pixels to a row from `col` on. Past the end of the row only if nothing that
+/// stands there has been written.
+#[inline(always)]
+fn put<L: Lanes>(
+    pixels: [Vector<L>; 2],
+    [row, col]: [usize; 2],
+    width: usize,
+    out: &mut [MaybeUninit<f32>],
+) {
+    for (i, pixels) in pixels.into_iter().enumerate() {
+        let col = col + i * L::N;
+        if col >= width {
+            return;
+        }
+        // The row below has been begun, unless this is the first vector of the pair of rows.
+        let end = if col == 0 || row % 2 == 1 {
+            out.len()
+        } else {
+            (row + 1) * width
+        };
+        pixels.write(&mut out[row * width + col..end]);
+    }
+}
+
 vectorized! {
-    fn repeat(x: &[f32], width: usize, factor: usize, out: &mut [MaybeUninit<f32>]) {
-        let wide = width * factor;
-        for (x, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(factor * wide)) {
+    /// Sums over squares of `side` pixels, times `scale`.
+    fn sum_tiles<L>(
+        machine,
+        x: &[f32],
+        width: usize,
+        side: usize,
+        scale: f32,
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        let cols = width / side;
+        if side == 2 {
+            let quads = Quads { x, width };
+            for row in 0..out.len() / cols {
+                for col in (0..cols).step_by(L::N) {
+                    let [[a, b], [c, d]] = quads.get(machine, row, col);
+                    ((a + b + c + d) * scale).write(&mut out[row * cols + col..]);
+                }
+            }
+            return;
+        }
+        for (out, x) in out.chunks_exact_mut(cols).zip(x.chunks_exact(side * width)) {
+            for (col, out) in out.iter_mut().enumerate() {
+                let rows = x.chunks_exact(width).map(|row| &row[col * side..][..side]);
+                out.write(rows.flatten().sum::<f32>() * scale);
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// The adjoint of [`sum_tiles`]: every pixel `side x side` times, times `scale`.
+    fn spread_tiles<L>(
+        machine,
+        x: &[f32],
+        width: usize,
+        side: usize,
+        scale: f32,
+        out: &mut [MaybeUninit<f32>],
+    ) {
+        let wide = width * side;
+        for (row, out) in out.chunks_exact_mut(side * wide).enumerate() {
             let (first, rest) = out.split_at_mut(wide);
-            if factor == 2 {
-                for (out, x) in first.as_chunks_mut::<2>().0.iter_mut().zip(x) {
-                    *out = [MaybeUninit::new(*x); 2];
+            let x = &x[row * width..][..width];
+            if side == 2 {
+                for col in (0..width).step_by(L::N) {
+                    let pixels = machine.of(x, col) * scale;
+                    put(pixels.zip(pixels), [0, 2 * col], wide, first);
                 }
             } else {
-                for (out, x) in first.chunks_exact_mut(factor).zip(x) {
-                    out.fill(MaybeUninit::new(*x));
+                for (out, x) in first.chunks_exact_mut(side).zip(x) {
+                    out.fill(MaybeUninit::new(x * scale));
                 }
             }
             rest.chunks_exact_mut(wide).for_each(|row| row.copy_from_slice(first));
-        }
-    }
-}
-
-vectorized! {
-    /// The adjoint of [`repeat`]: sums over squares of `factor` pixels.
-    fn gather(grad: &[f32], width: usize, factor: usize, out: &mut [f32]) {
-        let wide = width * factor;
-        for (grad, out) in grad.chunks_exact(factor * wide).zip(out.chunks_exact_mut(width)) {
-            for row in grad.chunks_exact(wide) {
-                if factor == 2 {
-                    for (out, pair) in out.iter_mut().zip(row.chunks_exact(2)) {
-                        *out += pair[0] + pair[1];
-                    }
-                } else {
-                    for (out, part) in out.iter_mut().zip(row.chunks_exact(factor)) {
-                        *out += part.iter().sum::<f32>();
-                    }
-                }
-            }
         }
     }
 }

@@ -1,4 +1,6 @@
-//! Rotary positions (Su et al. 2021, arXiv:2104.09864), in place.
+//! Rotary positions (Su et al. 2021, arXiv:2104.09864), in place where nothing else holds the input.
+
+use std::mem::MaybeUninit;
 
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
@@ -10,8 +12,9 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use crate::dispatch::{contiguous, is_flex_f32};
-use crate::elementwise::{GRAIN, vectorized};
+use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
+use crate::elementwise::{GRAIN, vectorized, walk};
+use crate::shared::Shared;
 use crate::simd::Isa;
 
 /// Turns the pairs `(x[i], x[i + turned / 2])` of the first `heads` heads by the angles of their
@@ -40,6 +43,7 @@ pub fn rotary(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>, heads: usize) -> Ten
     }
     let turn = Turn {
         heads,
+        slots,
         d_head,
         half,
         back: false,
@@ -78,6 +82,7 @@ fn composed(x: Tensor<4>, cos: Tensor<2>, sin: Tensor<2>, heads: usize) -> Tenso
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Turn {
     heads: usize,
+    slots: usize,
     d_head: usize,
     /// Pairs of a head.
     half: usize,
@@ -100,22 +105,61 @@ pub(crate) trait FusedRotary: Backend {
 impl FusedRotary for Flex {
     fn fused_rotary(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, turn: Turn) -> FlexTensor {
         let [mut x, cos, sin] = [x, cos, sin].map(contiguous);
-        let (cos, sin): (&[f32], &[f32]) = (cos.storage(), sin.storage());
-        let isa = Isa::detect();
-        let width = x.shape()[2] * turn.d_head;
-        let rows = GRAIN.div_ceil(width);
-        x.storage_mut::<f32>()
-            .par_chunks_mut(rows * width)
-            .enumerate()
-            .for_each(|(task, x)| {
-                for (row, x) in (task * rows..).zip(x.chunks_exact_mut(width)) {
-                    // Images follow each other; each has as many positions as the tables.
-                    let start = row * turn.half % cos.len();
-                    let angles = [cos, sin].map(|table| &table[start..][..turn.half]);
-                    rotate(isa, turn, angles, x);
-                }
-            });
-        x
+        let tables: [&[f32]; 2] = [cos.storage(), sin.storage()];
+        if x.is_unique() {
+            let values: &mut [f32] = x.storage_mut();
+            let (from, to) = (values.as_ptr(), Shared::new(values));
+            // SAFETY: as many numbers, in place.
+            unsafe { turn.all(tables, from, to) };
+            return x;
+        }
+        let values: &[f32] = x.storage();
+        let write = |out: &mut [MaybeUninit<f32>]| {
+            // SAFETY: as many numbers, in memory of their own.
+            unsafe { turn.all(tables, values.as_ptr(), Shared::unwritten(out)) };
+        };
+        // SAFETY: every row is written, with what is not turned.
+        let out = unsafe { written(values.len(), write) };
+        flex_tensor(out, &x.shape())
+    }
+}
+
+impl Turn {
+    /// Turns all rows.
+    ///
+    /// # Safety
+    /// `from` has as many floats as `to`, in the same place or another, and nobody else uses either.
+    unsafe fn all(self, tables: [&[f32]; 2], from: *const f32, to: Shared) {
+        let from = Source(from);
+        let (isa, width) = (Isa::detect(), self.slots * self.d_head);
+        let each = GRAIN.div_ceil(width);
+        let rows = to.len() / width;
+        (0..rows.div_ceil(each)).into_par_iter().for_each(|task| {
+            for row in task * each..rows.min((task + 1) * each) {
+                // Images follow each other; each has as many positions as the tables.
+                let start = row * self.half % tables[0].len();
+                let angles = tables.map(|table| &table[start..][..self.half]);
+                // SAFETY: the row is inside, and no other task's.
+                let (from, to) = unsafe {
+                    let to = to.unwritten_part(row * width, width).as_mut_ptr().cast();
+                    (from.get().add(row * width), to)
+                };
+                rotate(isa, self, angles, from, to);
+            }
+        });
+    }
+}
+
+/// Where rows are read.
+#[derive(Clone, Copy)]
+struct Source(*const f32);
+
+// SAFETY: only a pointer; whoever reads through it vouches for the access.
+unsafe impl Sync for Source {}
+
+impl Source {
+    fn get(&self) -> *const f32 {
+        self.0
     }
 }
 
@@ -165,15 +209,29 @@ impl Backward<Flex, 1> for RotaryBackward {
 }
 
 vectorized! {
-    fn rotate(turn: Turn, angles: [&[f32]; 2], row: &mut [f32]) {
-        let sign = if turn.back { -1.0 } else { 1.0 };
-        for head in row.chunks_exact_mut(turn.d_head).take(turn.heads) {
-            let (low, high) = head.split_at_mut(turn.half);
-            let pairs = low.iter_mut().zip(high).zip(angles[0].iter().zip(angles[1]));
-            for ((low, high), (cos, sin)) in pairs {
-                let (a, b, sin) = (*low, *high, sign * sin);
-                *low = a * cos - b * sin;
-                *high = b * cos + a * sin;
+    /// Turns a row of `slots` heads, which lies at `from`, into the one at `to`: the same place, or one
+    /// that does not overlap with it.
+    fn rotate<L>(machine, turn: Turn, angles: [&[f32]; 2], from: *const f32, to: *mut f32) {
+        let Turn { heads, slots, d_head, half, back } = turn;
+        let [cos, sin] = angles.map(<[f32]>::as_ptr);
+        let sign = if back { -1.0 } else { 1.0 };
+        // SAFETY: a row holds `slots` heads of `d_head` numbers, twice `half` of them at most turned, and
+        // the angles are `half`.
+        unsafe {
+            for head in 0..heads {
+                let (from, to) = (from.add(head * d_head), to.add(head * d_head));
+                let inputs = [from, from.add(half), cos, sin];
+                walk(machine, half, (inputs, [to, to.add(half)]), |[a, b, cos, sin]| {
+                    let sin = sin * sign;
+                    ([b.neg_mul_add(sin, a * cos), a.mul_add(sin, b * cos)], [])
+                });
+                if to.cast_const() != from {
+                    to.add(2 * half).copy_from(from.add(2 * half), d_head - 2 * half);
+                }
+            }
+            if to.cast_const() != from {
+                let turned = heads * d_head;
+                to.add(turned).copy_from(from.add(turned), slots * d_head - turned);
             }
         }
     }

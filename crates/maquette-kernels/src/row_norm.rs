@@ -16,7 +16,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{sum, vectorized};
+use crate::elementwise::{map, sums, vectorized, walk};
 use crate::simd::Isa;
 
 /// Rows of one task. Fixed, so that the order in which the gains' gradients are added does not
@@ -200,7 +200,9 @@ fn forward(
         out.par_chunks_mut(ROWS * d)
             .zip(x.par_chunks(ROWS * d))
             .zip(moments.par_chunks_mut(ROWS))
-            .for_each(|((out, x), moments)| forward_rows(isa, norm, x, gamma, beta, moments, out));
+            .for_each(|((out, x), moments)| {
+                forward_rows(isa, norm, x, [gamma, beta], moments, out)
+            });
     };
     // SAFETY: every row is written from its start to its end.
     let out = unsafe { written(x.len(), write) };
@@ -208,27 +210,31 @@ fn forward(
 }
 
 vectorized! {
-    fn forward_rows(
+    fn forward_rows<L>(
+        machine,
         norm: Norm,
         x: &[f32],
-        gamma: &[f32],
-        beta: &[f32],
+        line: [&[f32]; 2],
         moments: &mut [Moments],
         out: &mut [MaybeUninit<f32>],
     ) {
+        let [gamma, beta] = line;
         let d = gamma.len();
         let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
         for ((out, x), moments) in rows {
             let mean = match norm.kind {
-                Kind::Layer => sum([x], |[x]| x) / d as f32,
+                Kind::Layer => sums(machine, [x], |[x]| [x])[0] / d as f32,
                 Kind::Rms => 0.0,
             };
-            let variance = sum([x], |[x]| (x - mean) * (x - mean)) / d as f32;
-            let scale = 1.0 / (variance + norm.epsilon).sqrt();
+            let [squares] = sums(machine, [x], |[x]| {
+                let centred = x - mean;
+                [centred * centred]
+            });
+            let scale = 1.0 / (squares / d as f32 + norm.epsilon).sqrt();
             *moments = Moments { mean, scale };
-            for (((out, x), gamma), beta) in out.iter_mut().zip(x).zip(gamma).zip(beta) {
-                out.write((x - mean) * scale * gamma + beta);
-            }
+            map(machine, [x, gamma, beta], out, |[x, gamma, beta]| {
+                ((x - mean) * scale).mul_add(gamma, beta)
+            });
         }
     }
 }
@@ -259,7 +265,7 @@ pub(crate) fn rows(x: &[f32], gamma: &[f32], beta: Option<&[f32]>, epsilon: f32,
         let mut moments = [Moments::default(); ROWS];
         // SAFETY: initialised floats may be overwritten as if they were not.
         let out = unsafe { &mut *(out as *mut [f32] as *mut [MaybeUninit<f32>]) };
-        forward_rows(isa, norm, x, gamma, beta, &mut moments, out);
+        forward_rows(isa, norm, x, [gamma, beta], &mut moments, out);
     };
     match x.len() <= ROWS * d {
         true => work((out, x)),
@@ -296,7 +302,7 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for NormBackward {
             .zip(moments.par_chunks(ROWS))
             .map(|((grad, x), moments)| {
                 let mut sums = vec![0.0; 2 * d];
-                backward_rows(isa, norm, x, gamma, moments, grad, &mut sums);
+                backward_rows(isa, norm, [x, gamma], moments, grad, &mut sums);
                 sums
             })
             .collect();
@@ -319,31 +325,39 @@ impl<const PARENTS: usize> Backward<Flex, PARENTS> for NormBackward {
 vectorized! {
     /// With `h` the normalised input and `g` the gradient times the gain, the input's gradient,
     /// written over the output's, is `scale * (g - mean(g) - h mean(g h))`; an RMS norm has no
-    /// `mean(g)`. The gradients of gain and offset are added to the halves of `sums`.
-    fn backward_rows(
+    /// `mean(g)`. The gradients of gain and offset are added to the halves of `totals`.
+    fn backward_rows<L>(
+        machine,
         norm: Norm,
-        x: &[f32],
-        gamma: &[f32],
+        inputs: [&[f32]; 2],
         moments: &[Moments],
         grad: &mut [f32],
-        sums: &mut [f32],
+        totals: &mut [f32],
     ) {
+        let [x, gamma] = inputs;
         let d = gamma.len();
-        let (dgamma, dbeta) = sums.split_at_mut(d);
+        let (dgamma, dbeta) = totals.split_at_mut(d);
         for ((grad, x), moments) in grad.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments) {
             let Moments { mean, scale } = *moments;
+            let [plain, weighted] = sums(machine, [grad, gamma, x], |[grad, gamma, x]| {
+                let g = grad * gamma;
+                [g, g * (x - mean)]
+            });
             let plain = match norm.kind {
-                Kind::Layer => sum([&*grad, gamma], |[grad, gamma]| grad * gamma) / d as f32,
+                Kind::Layer => plain / d as f32,
                 Kind::Rms => 0.0,
             };
-            let weighted = sum([&*grad, gamma, x], |[grad, gamma, x]| grad * gamma * (x - mean)) * scale / d as f32;
-            let sums = dgamma.iter_mut().zip(&mut *dbeta);
-            for (((grad, x), gamma), (dgamma, dbeta)) in grad.iter_mut().zip(x).zip(gamma).zip(sums)
-            {
-                let h = (x - mean) * scale;
-                *dgamma += *grad * h;
-                *dbeta += *grad;
-                *grad = scale * (*grad * gamma - plain - h * weighted);
+            let weighted = weighted * scale / d as f32;
+            let [grad, dgamma, dbeta] = [&mut *grad, &mut *dgamma, &mut *dbeta].map(<[f32]>::as_mut_ptr);
+            let from = [grad, x.as_ptr(), gamma.as_ptr(), dgamma, dbeta];
+            // SAFETY: five slices as long as `gamma`: `chunks_exact` and `split_at_mut` see to it, and
+            // `totals` is twice as long.
+            unsafe {
+                walk(machine, d, (from, [grad, dgamma, dbeta]), |[grad, x, gamma, dgamma, dbeta]| {
+                    let h = (x - mean) * scale;
+                    let dx = h.neg_mul_add(h.splat(weighted), grad.mul_add(gamma, h.splat(-plain)));
+                    ([dx * scale, grad.mul_add(h, dgamma), dbeta + grad], [])
+                });
             }
         }
     }

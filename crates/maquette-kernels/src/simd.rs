@@ -76,13 +76,35 @@ pub(crate) trait Lanes {
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, value: Self::V);
+    /// `count` floats, fewer than `N`, and zeros after them.
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
+    /// The first `count` numbers, fewer than `N`.
+    unsafe fn store_first(to: *mut f32, value: Self::V, count: usize);
+    /// With zeros from place `count` on, which is below `N`.
+    unsafe fn first(a: Self::V, count: usize) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`
     unsafe fn mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// `a + b`
-    unsafe fn sum(a: Self::V, b: Self::V) -> Self::V;
+    /// `c - a * b`
+    unsafe fn neg_mul_add(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The smaller; `b` where either is a NaN.
+    unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
+    /// The larger; `b` where either is a NaN.
+    unsafe fn max(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn abs(a: Self::V) -> Self::V;
+    /// The number whose exponent is the lowest eight bits of `a`, and nothing else: `2^(bits - 127)`.
+    unsafe fn exponent(a: Self::V) -> Self::V;
+    /// `yes` where `a > b`, else `no`, also where either is a NaN.
+    unsafe fn greater(a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// `yes` where `a` is a NaN, else `no`.
+    unsafe fn nan(a: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Of `a` and then `b`, the numbers at even places, and those at odd ones.
+    unsafe fn unzip(a: Self::V, b: Self::V) -> [Self::V; 2];
+    /// What [`Self::unzip`] takes apart: numbers of `a` and `b` in turn.
+    unsafe fn zip(a: Self::V, b: Self::V) -> [Self::V; 2];
     /// Of each pair of bf16, the one in the upper half.
     unsafe fn upper(pairs: Self::V) -> Self::V;
     /// Of each pair of bf16, the one in the lower half.
@@ -117,6 +139,18 @@ mod x86 {
             unsafe { _mm512_storeu_ps(to, value) }
         }
         #[inline(always)]
+        unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
+            unsafe { _mm512_maskz_loadu_ps((1 << count) - 1, from) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(to: *mut f32, value: __m512, count: usize) {
+            unsafe { _mm512_mask_storeu_ps(to, (1 << count) - 1, value) }
+        }
+        #[inline(always)]
+        unsafe fn first(a: __m512, count: usize) -> __m512 {
+            unsafe { _mm512_maskz_mov_ps((1 << count) - 1, a) }
+        }
+        #[inline(always)]
         unsafe fn add(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_add_ps(a, b) }
         }
@@ -133,8 +167,60 @@ mod x86 {
             unsafe { _mm512_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
-        unsafe fn sum(a: __m512, b: __m512) -> __m512 {
-            unsafe { _mm512_add_ps(a, b) }
+        unsafe fn div(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_div_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn neg_mul_add(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_fnmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn abs(a: __m512) -> __m512 {
+            unsafe { _mm512_abs_ps(a) }
+        }
+        #[inline(always)]
+        unsafe fn exponent(a: __m512) -> __m512 {
+            unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))) }
+        }
+        #[inline(always)]
+        unsafe fn greater(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), no, yes) }
+        }
+        #[inline(always)]
+        unsafe fn nan(a: __m512, yes: __m512, no: __m512) -> __m512 {
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), no, yes) }
+        }
+        #[inline(always)]
+        unsafe fn unzip(a: __m512, b: __m512) -> [__m512; 2] {
+            unsafe {
+                // Places of the sixteen even numbers of 32; the odd ones follow them.
+                let even =
+                    _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+                [
+                    _mm512_permutex2var_ps(a, even, b),
+                    _mm512_permutex2var_ps(a, odd, b),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn zip(a: __m512, b: __m512) -> [__m512; 2] {
+            unsafe {
+                let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+                let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+                [
+                    _mm512_permutex2var_ps(a, low, b),
+                    _mm512_permutex2var_ps(a, high, b),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn upper(pairs: __m512) -> __m512 {
@@ -150,6 +236,17 @@ mod x86 {
     }
 
     pub(crate) struct Avx2;
+
+    /// All bits in the first `count` places of eight, none in the others.
+    ///
+    /// # Safety
+    /// The machine has AVX2, and `count` is at most eight.
+    #[inline(always)]
+    unsafe fn first_mask(count: usize) -> __m256i {
+        const MASKS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
+        // SAFETY: eight numbers of sixteen, from the eighth or an earlier one on.
+        unsafe { _mm256_loadu_si256(MASKS.as_ptr().add(8 - count).cast()) }
+    }
 
     // SAFETY (of each body): as above.
     impl Lanes for Avx2 {
@@ -168,6 +265,18 @@ mod x86 {
             unsafe { _mm256_storeu_ps(to, value) }
         }
         #[inline(always)]
+        unsafe fn load_first(from: *const f32, count: usize) -> __m256 {
+            unsafe { _mm256_maskload_ps(from, first_mask(count)) }
+        }
+        #[inline(always)]
+        unsafe fn store_first(to: *mut f32, value: __m256, count: usize) {
+            unsafe { _mm256_maskstore_ps(to, first_mask(count), value) }
+        }
+        #[inline(always)]
+        unsafe fn first(a: __m256, count: usize) -> __m256 {
+            unsafe { _mm256_and_ps(a, _mm256_castsi256_ps(first_mask(count))) }
+        }
+        #[inline(always)]
         unsafe fn add(a: __m256, b: __m256) -> __m256 {
             unsafe { _mm256_add_ps(a, b) }
         }
@@ -184,8 +293,58 @@ mod x86 {
             unsafe { _mm256_fmadd_ps(a, b, c) }
         }
         #[inline(always)]
-        unsafe fn sum(a: __m256, b: __m256) -> __m256 {
-            unsafe { _mm256_add_ps(a, b) }
+        unsafe fn div(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_div_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn neg_mul_add(a: __m256, b: __m256, c: __m256) -> __m256 {
+            unsafe { _mm256_fnmadd_ps(a, b, c) }
+        }
+        #[inline(always)]
+        unsafe fn min(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn max(a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_max_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn abs(a: __m256) -> __m256 {
+            unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
+        }
+        #[inline(always)]
+        unsafe fn exponent(a: __m256) -> __m256 {
+            unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))) }
+        }
+        #[inline(always)]
+        unsafe fn greater(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
+            unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_GT_OQ>(a, b)) }
+        }
+        #[inline(always)]
+        unsafe fn nan(a: __m256, yes: __m256, no: __m256) -> __m256 {
+            unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a)) }
+        }
+        #[inline(always)]
+        unsafe fn unzip(a: __m256, b: __m256) -> [__m256; 2] {
+            unsafe {
+                // Within halves of the vectors first, then the middle quarters change places.
+                let even = _mm256_castps_pd(_mm256_shuffle_ps::<0b10_00_10_00>(a, b));
+                let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+                [
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(even)),
+                    _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(odd)),
+                ]
+            }
+        }
+        #[inline(always)]
+        unsafe fn zip(a: __m256, b: __m256) -> [__m256; 2] {
+            unsafe {
+                let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                [
+                    _mm256_permute2f128_ps::<0x20>(low, high),
+                    _mm256_permute2f128_ps::<0x31>(low, high),
+                ]
+            }
         }
         #[inline(always)]
         unsafe fn upper(pairs: __m256) -> __m256 {
@@ -222,6 +381,21 @@ impl Lanes for Portable {
         unsafe { to.cast::<[f32; 4]>().write_unaligned(value) }
     }
     #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> [f32; 4] {
+        let mut a = [0.0; 4];
+        unsafe { from.copy_to_nonoverlapping(a.as_mut_ptr(), count) };
+        a
+    }
+    #[inline(always)]
+    unsafe fn store_first(to: *mut f32, value: [f32; 4], count: usize) {
+        unsafe { to.copy_from_nonoverlapping(value.as_ptr(), count) }
+    }
+    #[inline(always)]
+    unsafe fn first(mut a: [f32; 4], count: usize) -> [f32; 4] {
+        a[count..].fill(0.0);
+        a
+    }
+    #[inline(always)]
     unsafe fn add(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -246,8 +420,45 @@ impl Lanes for Portable {
         c
     }
     #[inline(always)]
-    unsafe fn sum(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
-        std::array::from_fn(|i| a[i] + b[i])
+    unsafe fn div(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn neg_mul_add(a: [f32; 4], b: [f32; 4], c: [f32; 4]) -> [f32; 4] {
+        // SAFETY: no instruction of its own.
+        unsafe { Self::mul_add(a.map(|a| -a), b, c) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn max(a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn abs(a: [f32; 4]) -> [f32; 4] {
+        a.map(f32::abs)
+    }
+    #[inline(always)]
+    unsafe fn exponent(a: [f32; 4]) -> [f32; 4] {
+        a.map(|a| f32::from_bits(a.to_bits() << 23))
+    }
+    #[inline(always)]
+    unsafe fn greater(a: [f32; 4], b: [f32; 4], yes: [f32; 4], no: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i] > b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn nan(a: [f32; 4], yes: [f32; 4], no: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| if a[i].is_nan() { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn unzip(a: [f32; 4], b: [f32; 4]) -> [[f32; 4]; 2] {
+        [[a[0], a[2], b[0], b[2]], [a[1], a[3], b[1], b[3]]]
+    }
+    #[inline(always)]
+    unsafe fn zip(a: [f32; 4], b: [f32; 4]) -> [[f32; 4]; 2] {
+        [[a[0], b[0], a[1], b[1]], [a[2], b[2], a[3], b[3]]]
     }
     #[inline(always)]
     unsafe fn upper(pairs: [f32; 4]) -> [f32; 4] {

@@ -1,17 +1,10 @@
 //! The fused batch normalisation against the same built of Burn's operators.
 
-use burn::tensor::{Device, Tensor, TensorData, Tolerance, activation};
+use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use maquette_kernels::{Activation, batch_norm};
 
 mod support;
-use support::tensor;
-
-const ACTIVATIONS: [Activation; 4] = [
-    Activation::Identity,
-    Activation::Relu,
-    Activation::LeakyRelu(0.2),
-    Activation::Silu,
-];
+use support::{ACTIVATIONS, activated, tensor};
 
 /// The definition, one operator at a time: output, mean, variance.
 fn plain(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, after: Activation) -> [Tensor<4>; 3] {
@@ -26,12 +19,7 @@ fn plain(x: Tensor<4>, gamma: Tensor<1>, beta: Tensor<1>, after: Activation) -> 
     let (mean, variance) = (spread(mean), spread(variance));
     let z = (x - mean.clone()) / (variance.clone() + 1e-5).sqrt();
     let z = z * spread(gamma.unsqueeze()) + spread(beta.unsqueeze());
-    let out = match after {
-        Activation::Identity => z,
-        Activation::Relu => activation::relu(z),
-        Activation::LeakyRelu(slope) => activation::leaky_relu(z, f64::from(slope)),
-        Activation::Silu => z.clone() * activation::sigmoid(z),
-    };
+    let out = activated(z, after);
     [out, mean, variance]
 }
 

@@ -3,8 +3,8 @@
 
 use burn::tensor::{Device, FloatDType, Int, Tensor, Tolerance};
 use maquette_kernels::{
-    Activation, AttentionOptions, ConvOptions, Curve, GroupNormOptions, conv2d, cross_entropy,
-    gated, gelu_tanh, group_norm, layer_norm, rms_norm, self_attention, silu,
+    Activation, AttentionOptions, ConvOptions, GroupNormOptions, conv2d, cross_entropy, gated,
+    gelu_tanh, group_norm, layer_norm, rms_norm, self_attention, silu,
 };
 
 mod support;
@@ -56,8 +56,8 @@ fn rows() {
     assert_agree(gelu_tanh(x.clone()), gelu_tanh(wide(&x)));
     assert_agree(silu(x.clone()), silu(wide(&x)));
     assert_agree(
-        gated(x.clone(), x.clone() + 1.0, Curve::Silu),
-        gated(wide(&x), wide(&x) + 1.0, Curve::Silu),
+        gated(x.clone(), x.clone() + 1.0, Activation::Silu),
+        gated(wide(&x), wide(&x) + 1.0, Activation::Silu),
     );
     assert_agree(
         layer_norm(x.clone(), gamma.clone(), Some(beta.clone()), 1e-5),

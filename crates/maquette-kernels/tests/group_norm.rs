@@ -1,10 +1,10 @@
 //! The fused group normalisation against the same built of Burn's operators.
 
-use burn::tensor::{Device, Tensor, TensorData, Tolerance, activation};
+use burn::tensor::{Device, Tensor, TensorData, Tolerance};
 use maquette_kernels::{Activation, GroupNormOptions, group_norm};
 
 mod support;
-use support::tensor;
+use support::{ACTIVATIONS, activated, tensor};
 
 /// The definition, one operator at a time.
 fn plain(x: Tensor<4>, gamma: Tensor<2>, beta: Tensor<2>, options: GroupNormOptions) -> Tensor<4> {
@@ -20,12 +20,7 @@ fn plain(x: Tensor<4>, gamma: Tensor<2>, beta: Tensor<2>, options: GroupNormOpti
     let z = (centred / (variance + options.epsilon).sqrt()).reshape(shape);
     let spread = |values: Tensor<2>| values.unsqueeze_dims::<4>(&[2, 3]);
     let z = z * spread(gamma) + spread(beta);
-    match options.activation {
-        Activation::Identity => z,
-        Activation::Relu => activation::relu(z),
-        Activation::LeakyRelu(slope) => activation::leaky_relu(z, f64::from(slope)),
-        Activation::Silu => z.clone() * activation::sigmoid(z),
-    }
+    activated(z, options.activation)
 }
 
 /// Output and all gradients, with scale and shift of `images`, one or all of the batch.
@@ -62,12 +57,7 @@ fn agrees_with_the_definition() {
         ([2, 64, 28, 28], 32),
     ];
     for (shape, groups) in cases {
-        for activation in [
-            Activation::Identity,
-            Activation::Relu,
-            Activation::LeakyRelu(0.2),
-            Activation::Silu,
-        ] {
+        for activation in ACTIVATIONS {
             let options = GroupNormOptions {
                 groups,
                 epsilon: 1e-5,

@@ -1,20 +1,10 @@
 //! The fused linear layer against the same built of Burn's operators, and against differences.
 
-use burn::tensor::activation::{gelu, leaky_relu, relu, sigmoid};
 use burn::tensor::{Device, Tensor, TensorData, Tolerance};
-use maquette_kernels::{Curve, Precision, autocast, linear};
+use maquette_kernels::{Activation, Precision, autocast, linear};
 
 mod support;
-use support::tensor;
-
-const CURVES: [Option<Curve>; 6] = [
-    None,
-    Some(Curve::Relu),
-    Some(Curve::LeakyRelu(0.2)),
-    Some(Curve::Silu),
-    Some(Curve::Gelu),
-    Some(Curve::GeluTanh),
-];
+use support::{ACTIVATIONS, activated, tensor};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -23,29 +13,18 @@ struct Case {
     d_out: usize,
     bias: bool,
     transposed: bool,
-    curve: Option<Curve>,
+    activation: Activation,
 }
 
 fn plain(
     x: Tensor<3>,
     weight: Tensor<2>,
     bias: Option<Tensor<1>>,
-    curve: Option<Curve>,
+    activation: Activation,
 ) -> Tensor<3> {
     let z = x.matmul(weight.unsqueeze());
     let z = bias.into_iter().fold(z, |z, bias| z + bias.unsqueeze());
-    match curve {
-        None => z,
-        Some(Curve::Relu) => relu(z),
-        Some(Curve::LeakyRelu(slope)) => leaky_relu(z, f64::from(slope)),
-        Some(Curve::Silu) => z.clone() * sigmoid(z),
-        Some(Curve::Gelu) => gelu(z),
-        Some(Curve::GeluTanh) => {
-            let inner = (z.clone() + z.clone().powi_scalar(3) * 0.044715)
-                * (2.0 / std::f64::consts::PI).sqrt();
-            z * (inner.tanh() + 1.0) / 2.0
-        }
-    }
+    activated(z, activation)
 }
 
 /// Output and gradients of input, weight and offset.
@@ -70,7 +49,7 @@ fn run(case: Case, fused: bool) -> Vec<TensorData> {
     };
     let input = x.clone().swap_dims(0, 1);
     let f = if fused { linear } else { plain };
-    let out = f(input, view, bias.clone(), case.curve);
+    let out = f(input, view, bias.clone(), case.activation);
     let grads = (out.clone() * tensor(out.dims(), 4, &device))
         .sum()
         .backward();
@@ -93,7 +72,7 @@ fn cases() -> Vec<Case> {
     ];
     let mut cases = Vec::new();
     for (rows, d_in, d_out) in sizes {
-        for curve in CURVES {
+        for activation in ACTIVATIONS {
             for flags in 0..4 {
                 let [bias, transposed] = [1, 2].map(|bit| flags & bit != 0);
                 cases.push(Case {
@@ -102,7 +81,7 @@ fn cases() -> Vec<Case> {
                     d_out,
                     bias,
                     transposed,
-                    curve,
+                    activation,
                 });
             }
         }
@@ -130,8 +109,8 @@ fn relative(a: &TensorData, b: &TensorData) -> f64 {
 #[test]
 fn bf16_is_within_its_rounding() {
     // At a kink the least rounding turns a whole gradient off.
-    let kinked = |curve| matches!(curve, Some(Curve::Relu | Curve::LeakyRelu(_)));
-    let smooth = |case: &Case| case.d_in > 16 && !kinked(case.curve);
+    let kinked = |activation| matches!(activation, Activation::Relu | Activation::LeakyRelu(_));
+    let smooth = |case: &Case| case.d_in > 16 && !kinked(case.activation);
     for case in cases().into_iter().filter(smooth) {
         let exact = run(case, true);
         let guard = autocast(Precision::Bf16);
@@ -147,18 +126,18 @@ fn bf16_is_within_its_rounding() {
 
 #[test]
 fn gradients_match_finite_differences() {
-    for curve in CURVES {
+    for activation in ACTIVATIONS {
         let case = Case {
             rows: [2, 5],
             d_in: 6,
             d_out: 4,
             bias: true,
             transposed: false,
-            curve,
+            activation,
         };
         let device = Device::flex();
         let loss = |x: Tensor<3>, weight, bias| {
-            let out = linear(x, weight, Some(bias), curve);
+            let out = linear(x, weight, Some(bias), activation);
             let shape = out.dims();
             (out * tensor(shape, 4, &device)).sum().into_scalar::<f32>()
         };
@@ -171,7 +150,7 @@ fn gradients_match_finite_differences() {
             let exact = exact.expect("inside") as f32;
             assert!(
                 (numeric - exact).abs() < 5e-3,
-                "{curve:?}: {numeric} against {exact}"
+                "{activation:?}: {numeric} against {exact}"
             );
         };
         for index in [0, 3, 11, 23] {
@@ -221,7 +200,7 @@ fn does_not_depend_on_the_number_of_threads() {
         d_out: 450,
         bias: true,
         transposed: false,
-        curve: Some(Curve::GeluTanh),
+        activation: Activation::GeluTanh,
     };
     for precision in [Precision::F32, Precision::Bf16] {
         let on = |threads| {
@@ -240,7 +219,7 @@ fn tracks_only_what_asks_for_a_gradient() {
     let device = Device::flex().autodiff();
     let x = tensor([9, 4], 1, &device);
     let weight = tensor([4, 3], 2, &device).require_grad();
-    let grads = linear(x.clone(), weight.clone(), None, None)
+    let grads = linear(x.clone(), weight.clone(), None, Activation::Identity)
         .sum()
         .backward();
     assert!(x.grad(&grads).is_none());
@@ -255,6 +234,6 @@ fn names_the_sizes_that_disagree() {
         tensor([2, 4], 1, &device),
         tensor([3, 5], 2, &device),
         None,
-        None,
+        Activation::Identity,
     );
 }

@@ -11,8 +11,8 @@ use burn::{
     tensor::{Device, Int, Tensor, activation::tanh},
 };
 use maquette_nn::{
-    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, Linear,
-    LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
+    Activation, AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward,
+    InitScheme, Linear, LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
     attention::{AttentionContext, padding_bias},
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -390,7 +390,7 @@ impl Bert {
             head.norm.forward(hidden),
             table,
             Some(head.bias.val()),
-            None,
+            Activation::Identity,
         )
     }
 

@@ -7,9 +7,8 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, cross_entropy,
-    init::initialise,
-    norm::{Activation, GroupNorm},
+    Activation, Conv2d, Conv2dConfig, InitScheme, Linear, LinearConfig, cross_entropy,
+    init::initialise, norm::GroupNorm,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -121,7 +120,7 @@ impl Classifier {
         let stage = |x, stage: &Stage| stage.norm.forward(stage.conv.forward(x), Activation::Silu);
         let x = self.stages.iter().fold(x, stage);
         self.hidden
-            .forward_through(x.flatten::<2>(1, 3), Curve::Relu)
+            .forward_through(x.flatten::<2>(1, 3), Activation::Relu)
     }
 
     /// # Shapes

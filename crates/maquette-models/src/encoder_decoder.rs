@@ -12,8 +12,8 @@ use burn::{
     tensor::{Device, Int, Tensor, TensorData},
 };
 use maquette_nn::{
-    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, KvCache,
-    Linear, LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
+    Activation, AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward,
+    InitScheme, KvCache, Linear, LinearConfig, MlpConfig, MlpKind, Norm, NormConfig, NormKind,
     attention::{AttentionContext, CrossMemory, padding_bias},
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -430,7 +430,12 @@ impl EncoderDecoder {
         }
         match &self.head {
             Some(head) => head.forward(x),
-            None => project(x, self.tokens.weight.val().transpose(), None, None),
+            None => project(
+                x,
+                self.tokens.weight.val().transpose(),
+                None,
+                Activation::Identity,
+            ),
         }
     }
 

@@ -17,9 +17,9 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward, InitScheme, KvCache,
-    Linear, LinearConfig, MlpConfig, MlpKind, MoeConfig, Norm, NormConfig, NormKind, Rope,
-    RopeScaling, Routing,
+    Activation, AttentionConfig, AttentionMaps, Block, BlockConfig, Dropout, FeedForward,
+    InitScheme, KvCache, Linear, LinearConfig, MlpConfig, MlpKind, MoeConfig, Norm, NormConfig,
+    NormKind, Rope, RopeScaling, Routing,
     attention::AttentionContext,
     cross_entropy, embedding,
     init::{Fill, Slot, initialise},
@@ -638,7 +638,12 @@ impl Gpt {
     fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(hidden),
-            None => project(hidden, self.tokens.weight.val().transpose(), None, None),
+            None => project(
+                hidden,
+                self.tokens.weight.val().transpose(),
+                None,
+                Activation::Identity,
+            ),
         }
     }
 }

@@ -211,7 +211,7 @@ impl Layer {
             h = norm
                 .forward(
                     h.reshape([batch, width, 1, 1]),
-                    maquette_nn::norm::Activation::Identity,
+                    maquette_nn::Activation::Identity,
                 )
                 .reshape([batch, width]);
         }

@@ -8,7 +8,7 @@ use burn::{
     tensor::{Device, Tensor, TensorData, activation::sigmoid},
 };
 use maquette_nn::{
-    Conv2d, Conv2dConfig, Curve, InitScheme, Linear, LinearConfig, binary_cross_entropy,
+    Activation, Conv2d, Conv2dConfig, InitScheme, Linear, LinearConfig, binary_cross_entropy,
     conv::upsample, init::initialise, relu,
 };
 use maquette_rng::Rng;
@@ -260,7 +260,7 @@ impl Vae {
             .encoder
             .linears
             .iter()
-            .fold(x, |x, linear| linear.forward_through(x, Curve::Relu));
+            .fold(x, |x, linear| linear.forward_through(x, Activation::Relu));
         let d_latent = self.config.d_latent;
         let out = self.posterior.forward(x);
         Posterior {
@@ -292,7 +292,7 @@ impl Vae {
         let mut x = z;
         for (i, linear) in linears.iter().enumerate() {
             x = match i + 1 < linears.len() {
-                true => linear.forward_through(x, Curve::Relu),
+                true => linear.forward_through(x, Activation::Relu),
                 false => linear.forward(x),
             };
         }

@@ -5,9 +5,7 @@ use burn::{
     nn::Initializer,
     tensor::{Device, Tensor},
 };
-use maquette_kernels::linear;
-
-pub use maquette_kernels::Curve;
+use maquette_kernels::{Activation, linear};
 
 /// Configuration of a [`Linear`].
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +59,7 @@ impl Linear {
     /// - input: `[.., d_in]`
     /// - output: `[.., d_out]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        linear(x, self.weight.val(), self.offset(), None)
+        linear(x, self.weight.val(), self.offset(), Activation::Identity)
     }
 
     /// The activation of [`Linear::forward`], in the same pass.
@@ -69,8 +67,12 @@ impl Linear {
     /// # Shapes
     /// - input: `[.., d_in]`
     /// - output: `[.., d_out]`
-    pub fn forward_through<const D: usize>(&self, x: Tensor<D>, activation: Curve) -> Tensor<D> {
-        linear(x, self.weight.val(), self.offset(), Some(activation))
+    pub fn forward_through<const D: usize>(
+        &self,
+        x: Tensor<D>,
+        activation: Activation,
+    ) -> Tensor<D> {
+        linear(x, self.weight.val(), self.offset(), activation)
     }
 
     fn offset(&self) -> Option<Tensor<1>> {

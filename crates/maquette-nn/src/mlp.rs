@@ -7,7 +7,8 @@ use burn::{
 use maquette_kernels::{gated, gelu, gelu_tanh, relu, silu};
 use serde::{Deserialize, Serialize};
 
-use crate::linear::{Curve, Linear, LinearConfig};
+use crate::Activation;
+use crate::linear::{Linear, LinearConfig};
 
 /// What stands between the two projections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,7 +32,7 @@ impl MlpKind {
         matches!(self, Self::Swiglu | Self::Geglu)
     }
 
-    /// The curve alone, without projections or gate.
+    /// The activation alone, without projections or gate.
     pub fn activate<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
         match self {
             Self::Gelu | Self::Geglu => gelu_tanh(x),
@@ -41,13 +42,13 @@ impl MlpKind {
         }
     }
 
-    /// The curve between the projections.
-    pub fn curve(self) -> Curve {
+    /// The activation between the projections.
+    pub fn activation(self) -> Activation {
         match self {
-            Self::Gelu | Self::Geglu => Curve::GeluTanh,
-            Self::GeluExact => Curve::Gelu,
-            Self::Relu => Curve::Relu,
-            Self::Swiglu => Curve::Silu,
+            Self::Gelu | Self::Geglu => Activation::GeluTanh,
+            Self::GeluExact => Activation::Gelu,
+            Self::Relu => Activation::Relu,
+            Self::Swiglu => Activation::Silu,
         }
     }
 }
@@ -106,9 +107,9 @@ impl Mlp {
             Some(gate) => gated(
                 gate.forward(x.clone()),
                 self.up.forward(x),
-                self.kind.curve(),
+                self.kind.activation(),
             ),
-            None => self.up.forward_through(x, self.kind.curve()),
+            None => self.up.forward_through(x, self.kind.activation()),
         };
         self.down.forward(hidden)
     }

@@ -6,11 +6,9 @@ use burn::{
     tensor::{Device, Tensor},
 };
 use maquette_kernels::{
-    GroupNormOptions, batch_norm, group_norm, layer_norm, leaky_relu, relu, rms_norm, silu,
+    Activation, GroupNormOptions, activate, batch_norm, group_norm, layer_norm, rms_norm,
 };
 use serde::{Deserialize, Serialize};
-
-pub use maquette_kernels::Activation;
 
 /// How features are normalised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -181,7 +179,7 @@ impl BatchNorm {
             let slope = gamma / (variance + Self::EPSILON).sqrt();
             let offset = beta - mean * slope.clone();
             let spread = |values: Tensor<1>| values.reshape([1, -1, 1, 1]);
-            return activated(x * spread(slope) + spread(offset), activation);
+            return activate(x * spread(slope) + spread(offset), activation);
         }
         let [batch, _, height, width] = x.dims();
         let found = batch_norm(x, gamma, beta, Self::EPSILON, activation);
@@ -197,15 +195,6 @@ impl BatchNorm {
             state.update(new.detach());
         }
         found.output
-    }
-}
-
-fn activated(z: Tensor<4>, activation: Activation) -> Tensor<4> {
-    match activation {
-        Activation::Identity => z,
-        Activation::Relu => relu(z),
-        Activation::LeakyRelu(slope) => leaky_relu(z, slope),
-        Activation::Silu => silu(z),
     }
 }
 

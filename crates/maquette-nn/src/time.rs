@@ -5,7 +5,8 @@ use burn::{
     tensor::{Device, Tensor, TensorData},
 };
 
-use crate::linear::{Curve, Linear, LinearConfig};
+use crate::Activation;
+use crate::linear::{Linear, LinearConfig};
 
 /// Sines and cosines of `t` at `d / 2` wavelengths from `2 pi` to `10,000 * 2 pi` (Vaswani et al.
 /// 2017, as used by Ho et al. 2020).
@@ -45,7 +46,7 @@ impl TimeEmbedding {
     /// - output: `[batch, d_out]`
     pub fn forward(&self, t: Tensor<1>) -> Tensor<2> {
         let features = sinusoidal(t, self.d_features);
-        let hidden = self.inner.forward_through(features, Curve::Silu);
+        let hidden = self.inner.forward_through(features, Activation::Silu);
         self.outer.forward(hidden)
     }
 }

@@ -7,7 +7,7 @@ use maquette_kernels::paged::{PAGE, PagedAttention, Run, paged_attention, store}
 use maquette_kernels::quant::{forward, multiply_many};
 
 use super::cache::{PageId, Pool};
-use super::weights::{Block, Linear, Mlp, Weights, curve};
+use super::weights::{Block, Linear, Mlp, Weights};
 
 /// Tokens to be read: each run of them belongs to one text.
 #[derive(Debug, Default)]
@@ -277,7 +277,7 @@ impl Forward {
     /// Adds what the MLP, or the experts, make of `h` to `x`.
     fn mlp(&mut self, weights: &Weights, block: &Block, n: usize) {
         let size = n * weights.config.d_model;
-        let kind = curve(weights.config.mlp);
+        let kind = weights.config.mlp.activation();
         let Some(router) = &block.router else {
             let Self { h, gate, up, .. } = self;
             // The output takes the place of the input.
@@ -351,7 +351,7 @@ impl Mlp {
     /// The MLP of `n` rows, with room for `[rows, d_ff]` twice.
     fn apply(
         &self,
-        curve: maquette_kernels::Curve,
+        activation: maquette_kernels::Activation,
         io: Io<'_>,
         [gate, up]: [&mut Vec<f32>; 2],
         n: usize,
@@ -365,12 +365,12 @@ impl Mlp {
         let hidden = match &self.gate {
             Some(linear) => {
                 Linear::apply_all([linear, &self.up], input, [&mut *gate, &mut *up]);
-                forward::gate(gate, up, curve);
+                forward::gate(gate, up, activation);
                 gate
             }
             None => {
                 self.up.apply(input, up);
-                forward::activate(up, curve);
+                forward::activate(up, activation);
                 up
             }
         };

@@ -349,8 +349,3 @@ fn split(joint: &RawTensor, rows: [usize; 3]) -> Vec<RawTensor> {
     };
     rows.map(part).into()
 }
-
-/// The curve between an MLP's projections.
-pub(super) fn curve(kind: MlpKind) -> maquette_kernels::Curve {
-    kind.curve()
-}

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::{AttentionOptions, FEW_QUERIES};
 use crate::dispatch::{flex_tensor, written};
-use crate::elementwise::{exp, max, multiply_by, sum, vectorized};
+use crate::elementwise::{max, multiply_by, update, vectorized, walk};
 use crate::gemm::product_here;
 use crate::matrix::{Into, Matrix, multiply};
 use crate::precision::Precision;
@@ -339,21 +339,19 @@ pub(super) fn forward(&[q, k, v]: &Operands, layout: &Layout) -> (FlexTensor, Ve
 
 vectorized! {
     /// Turns products of queries and keys into weights, zero where a query does not see.
-    fn softmax_rows(block: Block, scale: f32, scores: &mut [f32], totals: &mut [f32]) {
+    fn softmax_rows<L>(machine, block: Block, scale: f32, scores: &mut [f32], totals: &mut [f32]) {
         let rows = scores.chunks_exact_mut(block.width()).take(block.rows);
         for (row, (scores, total)) in rows.zip(totals).enumerate() {
             let range = block.seen_by(row);
             let (seen, future) = scores.split_at_mut(range.end);
             let (past, seen) = seen.split_at_mut(range.start);
-            let top = max(seen) * scale;
-            for score in &mut *seen {
-                *score = exp(*score * scale - top);
-            }
-            let all = sum([&*seen], |[weight]| weight);
+            let top = max(machine, seen) * scale;
+            let [all] = update(machine, seen, [], |[score]| {
+                let weight = score.mul_add(score.splat(scale), score.splat(-top)).exp();
+                (weight, [weight])
+            });
             let share = 1.0 / all;
-            for score in seen {
-                *score *= share;
-            }
+            update(machine, seen, [], |[weight]| (weight * share, []));
             past.fill(0.0);
             future.fill(0.0);
             *total = top + all.ln();
@@ -443,7 +441,8 @@ pub(super) unsafe fn backward(
 vectorized! {
     /// Of one query: turns scores into dropped weights, and the gradient of the dropped weights into
     /// that of the products of query and keys.
-    fn softmax_gradient(
+    fn softmax_gradient<L>(
+        machine,
         range: std::ops::Range<usize>,
         scale: f32,
         total: f32,
@@ -456,16 +455,20 @@ vectorized! {
             weights[unseen.clone()].fill(0.0);
             slopes[unseen].fill(0.0);
         }
-        let mask = &mask[start..end];
+        let (mask, len) = (mask[start..end].as_ptr(), end - start);
         let (weights, slopes) = (&mut weights[start..end], &mut slopes[start..end]);
-        for ((weight, slope), mask) in weights.iter_mut().zip(&mut *slopes).zip(mask) {
-            *weight = exp(*weight * scale - total);
-            *slope *= mask;
-        }
-        let mean = sum([&*weights, &*slopes], |[weight, slope]| weight * slope);
-        for ((weight, slope), mask) in weights.iter_mut().zip(slopes).zip(mask) {
-            *slope = scale * *weight * (*slope - mean);
-            *weight *= mask;
+        let [weights, slopes] = [weights, slopes].map(<[f32]>::as_mut_ptr);
+        let places = ([weights.cast_const(), slopes, mask], [weights, slopes]);
+        // SAFETY: three slices of one length, of which two are borrowed to be changed.
+        unsafe {
+            let [mean] = walk(machine, len, places, |[weight, slope, mask]| {
+                let weight = weight.mul_add(weight.splat(scale), weight.splat(-total)).exp();
+                let slope = slope * mask;
+                ([weight, slope], [weight * slope])
+            });
+            walk(machine, len, places, |[weight, slope, mask]| {
+                ([weight * mask, weight * scale * (slope - mean)], [])
+            });
         }
     }
 }

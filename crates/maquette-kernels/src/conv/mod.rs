@@ -18,7 +18,7 @@ use rayon::prelude::*;
 pub use self::geometry::ConvOptions;
 use self::geometry::Geometry;
 pub use self::operator::{conv_transpose2d, conv2d};
-use crate::elementwise::{sum, vectorized};
+use crate::elementwise::total;
 use crate::simd::Isa;
 
 /// How a convolution is computed.
@@ -151,16 +151,11 @@ fn with_bias(mut out: Vec<f32>, bias: Option<&[f32]>, plane: usize) -> Vec<f32> 
 
 /// Sums of each channel over images and positions: the gradient of a bias.
 fn channel_sums(values: &[f32], channels: usize, plane: usize) -> Vec<f32> {
-    vectorized! {
-        fn plane_sum(values: &[f32]) -> f32 {
-            sum([values], |[value]| value)
-        }
-    }
     let isa = Isa::detect();
     let per_channel = |channel: usize| {
         let images = values.chunks_exact(channels * plane);
         images
-            .map(|image| plane_sum(isa, &image[channel * plane..][..plane]))
+            .map(|image| total(isa, &image[channel * plane..][..plane]))
             .sum()
     };
     (0..channels).into_par_iter().map(per_channel).collect()

@@ -2,12 +2,10 @@
 //!
 //! Each row's result depends on that row alone, whichever rows are computed with it.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
-use crate::activation::Curve;
-use crate::elementwise::{GRAIN, multiply_by, vectorized};
+use crate::activation::{Activation, apply_to};
+use crate::elementwise::{GRAIN, add as add_to, multiply_by, vectorized};
 use crate::row_norm;
 use crate::simd::Isa;
 
@@ -35,20 +33,20 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32, out: &mu
     row_norm::rows(x, gamma, Some(beta), epsilon, out);
 }
 
-/// `x = curve(x)`.
-pub fn activate(x: &mut [f32], curve: Curve) {
-    each_part(x, |_, x| in_place(Isa::detect(), x, curve));
+/// `x = activation(x)`.
+pub fn activate(x: &mut [f32], activation: Activation) {
+    each_part(x, |_, x| apply_to(Isa::detect(), activation, x));
 }
 
-/// `gate = curve(gate) * x`, the gated linear unit (Shazeer 2020).
+/// `gate = activation(gate) * x`, the gated linear unit (Shazeer 2020).
 ///
 /// # Panics
 /// If the lengths differ.
-pub fn gate(gate: &mut [f32], x: &[f32], curve: Curve) {
+pub fn gate(gate: &mut [f32], x: &[f32], activation: Activation) {
     assert_eq!(gate.len(), x.len(), "one gate per number");
     let isa = Isa::detect();
     each_part(gate, |start, gate| {
-        in_place(isa, gate, curve);
+        apply_to(isa, activation, gate);
         multiply_by(isa, gate, &x[start..][..gate.len()]);
     });
 }
@@ -72,25 +70,6 @@ fn each_part(x: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
     x.par_chunks_mut(GRAIN)
         .enumerate()
         .for_each(|(i, x)| work(i * GRAIN, x));
-}
-
-fn in_place(isa: Isa, x: &mut [f32], curve: Curve) {
-    let mut part = [0.0; 256];
-    for x in x.chunks_mut(part.len()) {
-        let part = &mut part[..x.len()];
-        part.copy_from_slice(x);
-        // SAFETY: initialised floats may be overwritten as if they were not.
-        let out = unsafe { &mut *(x as *mut [f32] as *mut [MaybeUninit<f32>]) };
-        curve.forward(isa, part, out);
-    }
-}
-
-vectorized! {
-    fn add_to(x: &mut [f32], y: &[f32]) {
-        for (x, y) in x.iter_mut().zip(y) {
-            *x += y;
-        }
-    }
 }
 
 /// Which numbers of a head a rotation turns together.
@@ -202,9 +181,9 @@ mod tests {
     #[test]
     fn gates_by_hand() {
         let mut x = [-1.0, 2.0];
-        activate(&mut x, Curve::Relu);
+        activate(&mut x, Activation::Relu);
         close(&x, &[0.0, 2.0]);
-        gate(&mut x, &[5.0, 7.0], Curve::Silu);
+        gate(&mut x, &[5.0, 7.0], Activation::Silu);
         close(&x, &[0.0, 14.0 / (1.0 + (-2f32).exp())]);
         add(&mut x, &[1.0, -1.0]);
         close(&x[..1], &[1.0]);

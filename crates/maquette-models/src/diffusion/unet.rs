@@ -10,11 +10,11 @@ use burn::{
     tensor::{Device, Int, Tensor},
 };
 use maquette_nn::{
-    Attention, AttentionConfig, Conv2d, Conv2dConfig, InitScheme, TimeEmbedding,
+    Activation, Attention, AttentionConfig, Conv2d, Conv2dConfig, InitScheme, TimeEmbedding,
     attention::AttentionContext,
     conv::{depth_to_space, space_to_depth, upsample},
     init::{Fill, Slot, initialise},
-    norm::{Activation, GroupNorm},
+    norm::GroupNorm,
     silu,
 };
 use maquette_rng::Rng;

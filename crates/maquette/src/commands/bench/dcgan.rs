@@ -4,8 +4,8 @@
 use maquette::burn::module::Module;
 use maquette::burn::optim::GradientsParams;
 use maquette::burn::tensor::{Device, Tensor, TensorData};
+use maquette::nn::Activation;
 use maquette::nn::init::{Fill, Slot, initialise};
-use maquette::nn::norm::Activation;
 use maquette::nn::{
     BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, binary_cross_entropy,
     leaky_relu,

@@ -2,7 +2,7 @@
 
 use maquette::burn::tensor::{Device, Int, Tensor};
 use maquette::kernels::{
-    AttentionOptions, Curve, Dropout, attention, cross_entropy, dropout, embedding, gated,
+    Activation, AttentionOptions, Dropout, attention, cross_entropy, dropout, embedding, gated,
     gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
 };
 
@@ -41,7 +41,7 @@ pub(super) fn cases() -> Vec<Case> {
         "linear layer with GELU 2048x384x1536, both ways".into(),
         Work::Flops(3 * 2 * 2048 * 384 * 1536),
         move || {
-            let curve = Some(Curve::GeluTanh);
+            let curve = Activation::GeluTanh;
             train(linear(
                 x.clone(),
                 weight.clone(),
@@ -129,7 +129,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(Case::new(
             format!("{}, both ways", name("SwiGLU gate, 4 d wide,")),
             Work::Floats((3 + 1 + 5) * 4 * size),
-            move || train(gated(gate.clone(), x.clone(), Curve::Silu)),
+            move || train(gated(gate.clone(), x.clone(), Activation::Silu)),
         ));
         let (x, residual) = (random([batch, seq, d]), random([batch, seq, d]));
         let options = Dropout {
