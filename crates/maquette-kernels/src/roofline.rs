@@ -8,6 +8,9 @@ use rayon::prelude::*;
 
 use crate::elementwise::vectorized;
 #[cfg(target_arch = "x86_64")]
+use crate::gemm::Native;
+use crate::gemm::{Multiply, Single};
+#[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
 
@@ -16,27 +19,50 @@ const ROUNDS: usize = 7;
 
 /// 32-bit multiplications and additions per second with everything in registers, on all threads.
 pub fn peak_flops() -> f64 {
-    const LOOPS: usize = 1 << 20;
     let isa = Isa::detect();
-    let per_thread = (LOOPS * SUMS * 2 * isa.lanes()) as f64;
-    let threads = rayon::current_num_threads();
-    best(|| {
-        rayon::broadcast(|_| {
-            // SAFETY: `Isa` values other than `Portable` exist only where the instructions were
-            // detected.
-            black_box(unsafe {
-                match isa {
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 => spin_avx512(LOOPS),
-                    #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => spin_avx2(LOOPS),
-                    Isa::Portable => spin::<Portable>(LOOPS),
-                }
-            })
-        });
-        per_thread * threads as f64
+    // SAFETY: `Isa` values other than `Portable` exist only where the instructions were detected.
+    rate(2 * isa.lanes(), || unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => spin_avx512(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => spin_avx2(),
+            Isa::Portable => spin::<Portable, Single>(),
+        }
     })
 }
+
+/// The same of bf16 multiplied in pairs and added up in 32 bits; `None` where no instruction does it.
+pub fn peak_bf16_flops() -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    if multiplies_bf16() {
+        // SAFETY: the instructions were just detected.
+        return Some(rate(4 * Isa::Avx512.lanes(), || unsafe { spin_bf16() }));
+    }
+    None
+}
+
+/// Whether the processor has an instruction for products of bf16 that the kernels use (AVX512-BF16).
+/// Without, they multiply the rounded numbers as 32-bit floats: the same results, no faster than those.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::detect() == Isa::Avx512 {
+        return Isa::has_bf16();
+    }
+    false
+}
+
+/// Operations per second of `spin` on all threads, of which one vector instruction does `each`.
+fn rate(each: usize, spin: impl Fn() -> f32 + Sync) -> f64 {
+    let all = (LOOPS * SUMS * each * rayon::current_num_threads()) as f64;
+    best(|| {
+        rayon::broadcast(|_| black_box(spin()));
+        all
+    })
+}
+
+/// Times every sum is added to.
+const LOOPS: usize = 1 << 20;
 
 /// Bytes per second, read plus written, of a copy between arrays far larger than the caches, on
 /// all threads. Most machines also read what they are about to overwrite, which is not counted.
@@ -113,16 +139,16 @@ fn best(mut work: impl FnMut() -> f64) -> f64 {
 const SUMS: usize = 12;
 
 /// # Safety
-/// The machine has the instructions of `L`.
+/// The machine has the instructions of `L` and `M`.
 #[inline(always)]
-unsafe fn spin<L: Lanes>(loops: usize) -> f32 {
+unsafe fn spin<L: Lanes, M: Multiply<L>>() -> f32 {
     // SAFETY: the caller's; `last` has room for a vector of any width.
     unsafe {
         let (a, b) = (L::splat(black_box(0.999_999)), L::splat(black_box(1e-9)));
         let mut sums = [L::splat(1.0); SUMS];
-        for _ in 0..loops {
+        for _ in 0..LOOPS {
             for sum in &mut sums {
-                *sum = L::mul_add(*sum, a, b);
+                *sum = M::multiply_add(a, b, *sum);
             }
         }
         let mut last = [0.0f32; 16];
@@ -137,16 +163,23 @@ unsafe fn spin<L: Lanes>(loops: usize) -> f32 {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn spin_avx512(loops: usize) -> f32 {
+unsafe fn spin_avx512() -> f32 {
     // SAFETY: the caller's.
-    unsafe { spin::<Avx512>(loops) }
+    unsafe { spin::<Avx512, Single>() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn spin_bf16() -> f32 {
+    // SAFETY: the caller's.
+    unsafe { spin::<Avx512, Native>() }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn spin_avx2(loops: usize) -> f32 {
+unsafe fn spin_avx2() -> f32 {
     // SAFETY: the caller's.
-    unsafe { spin::<Avx2>(loops) }
+    unsafe { spin::<Avx2, Single>() }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! `maquette doctor`: what this machine offers, and what to do where something is missing.
 
+use maquette::kernels::roofline;
 use serde_json::json;
 use sysinfo::System;
 
@@ -77,6 +78,11 @@ pub(crate) fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
     output.line(format_args!("system     {os}"));
     output.line(format_args!("processor  {cpu}, {cores} threads"));
     output.line(format_args!("simd       {}", simd.join(" ")));
+    let bf16 = match roofline::multiplies_bf16() {
+        true => "multiplied in pairs",
+        false => "rounded, then multiplied as f32: no faster than f32 (no AVX512-BF16)",
+    };
+    output.line(format_args!("bf16       {bf16}"));
     output.line(format_args!("memory     {available} of {total} GiB free"));
     output.line(format_args!("devices    {}", DEVICES.join(", ")));
     for missing in ["cuda", "wgpu"]
@@ -91,7 +97,7 @@ pub(crate) fn run(_args: &DoctorArgs, output: Output) -> miette::Result<()> {
     output.line(format_args!("runs       {runs} in ./runs"));
     output.object(&json!({
         "version": env!("CARGO_PKG_VERSION"), "burn": BURN, "os": os, "arch": std::env::consts::ARCH,
-        "processor": cpu, "threads": cores, "simd": simd,
+        "processor": cpu, "threads": cores, "simd": simd, "bf16": bf16,
         "memory_gib": total, "memory_available_gib": available,
         "devices": DEVICES, "data": data, "runs": runs,
     }));

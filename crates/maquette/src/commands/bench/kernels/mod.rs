@@ -1,8 +1,8 @@
 //! `maquette bench kernels`: each kernel alone, against what the machine could do at most.
 //!
-//! A kernel that computes is held against the rate of multiply-adds in registers, one that moves
-//! memory against the rate of a copy or of an update in place, whichever is higher; all measured in
-//! the same run. One file per family.
+//! A kernel that computes is held against the rate of multiply-adds in registers, in its precision; one
+//! that moves memory against the rate of a copy. All are measured in the same run. Arrays that the last
+//! cache holds, or that change in place, can be faster than a copy of large ones. One file per family.
 
 mod pictures;
 mod text;
@@ -11,7 +11,7 @@ mod training;
 use std::time::Instant;
 
 use maquette::burn::tensor::{Device, Distribution, Tensor};
-use maquette::kernels::{composed, roofline};
+use maquette::kernels::{Precision, autocast, composed, roofline};
 use serde_json::{Value, json};
 
 use crate::args::{BenchKernelsArgs, Family};
@@ -24,6 +24,8 @@ pub(super) struct Case {
     pub(super) name: String,
     /// What it must do at least.
     pub(super) work: Work,
+    /// Of its products.
+    pub(super) precision: Precision,
     /// Does it once.
     pub(super) run: Box<dyn FnMut()>,
 }
@@ -42,8 +44,20 @@ impl Case {
         Self {
             name,
             work,
+            precision: Precision::F32,
             run: Box::new(run),
         }
+    }
+
+    /// The same with products of bf16.
+    pub(super) fn in_bf16(mut self) -> Self {
+        self.precision = Precision::Bf16;
+        let mut run = self.run;
+        self.run = Box::new(move || {
+            let _guard = autocast(Precision::Bf16);
+            run();
+        });
+        self
     }
 }
 
@@ -51,6 +65,8 @@ impl Case {
 #[derive(Default)]
 struct Ceilings {
     flops: f64,
+    /// Without instructions that multiply bf16 there is none.
+    bf16: Option<f64>,
     copy: f64,
     update: f64,
 }
@@ -59,8 +75,18 @@ impl Ceilings {
     /// Raises each to what is seen now.
     fn measure(&mut self) {
         self.flops = self.flops.max(roofline::peak_flops());
+        self.bf16 = roofline::peak_bf16_flops().map(|seen| seen.max(self.bf16.unwrap_or(0.0)));
         self.copy = self.copy.max(roofline::copy_bandwidth());
         self.update = self.update.max(roofline::update_bandwidth());
+    }
+
+    /// What the work of a case comes to, the most of it per second, and its unit.
+    fn of(&self, case: &Case) -> Option<(f64, f64, &'static str)> {
+        Some(match (case.work, case.precision) {
+            (Work::Flops(n), Precision::F32) => (n as f64, self.flops, "GFLOP"),
+            (Work::Flops(n), Precision::Bf16) => (n as f64, self.bf16?, "GFLOP"),
+            (Work::Floats(n), _) => ((n * size_of::<f32>()) as f64, self.copy, "GB"),
+        })
     }
 }
 
@@ -82,7 +108,7 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
             Family::Pictures => pictures::cases(),
             Family::Training => training::cases(),
         };
-        for mut case in cases {
+        for mut case in cases.into_iter().filter(|case| ceilings.of(case).is_some()) {
             status.say(&case.name);
             timed.push((time(&mut case, args.rounds), case));
         }
@@ -96,36 +122,44 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
         ceilings.copy / 1e9,
         ceilings.update / 1e9
     ));
+    match ceilings.bf16 {
+        Some(peak) => output.line(format_args!("peak {:.0} GFLOP/s in bf16", peak / 1e9)),
+        None => output.line(format_args!(
+            "bf16 is left out: this processor has no instruction that multiplies it (AVX512-BF16)"
+        )),
+    }
     output.line(format_args!(
-        "{:52} {:>9} {:>9} {:>15} {:>6}",
-        "kernel", "ms", "burn ms", "rate", "share"
+        "{:58} {:>9} {:>9} {:>13} {:>7} {:>6}",
+        "kernel", "ms", "burn ms", "work", "/s", "share"
     ));
     let mut results = Vec::new();
     for ([ours, plain], case) in timed {
-        let (amount, ceiling, unit) = match case.work {
-            Work::Flops(n) => (n as f64, ceilings.flops, "GFLOP/s"),
-            Work::Floats(n) => {
-                let bytes = (n * size_of::<f32>()) as f64;
-                (bytes, ceilings.copy.max(ceilings.update), "GB/s")
-            }
+        let Some((amount, ceiling, unit)) = ceilings.of(&case) else {
+            continue;
         };
         let (rate, share) = (amount / ours / 1e9, amount / ours / ceiling);
         output.line(format_args!(
-            "{:52} {:>9.3} {:>9.3} {:>7.1} {unit:7} {:>5.0}%",
+            "{:58} {:>9.3} {:>9.3} {:>7.3} {unit:5} {:>7.1} {:>5.0}%",
             case.name,
             ours * 1e3,
             plain * 1e3,
+            amount / 1e9,
             rate,
             100.0 * share
         ));
+        let precision = match case.precision {
+            Precision::F32 => "f32",
+            Precision::Bf16 => "bf16",
+        };
         results.push(json!({
-            "suite": case.name, "precision": "f32", "unit": unit, "ours": rate,
+            "suite": case.name, "precision": precision, "unit": format!("{unit}/s"), "ours": rate,
             "peer": amount / plain / 1e9, "peer_name": "plain Burn", "ratio": plain / ours,
-            "share": share, "peak_mb": Value::Null, "peer_peak_mb": Value::Null,
+            "work": amount, "share": share, "peak_mb": Value::Null, "peer_peak_mb": Value::Null,
         }));
     }
     output.object(&json!({
         "results": results, "peak_gflops": ceilings.flops / 1e9,
+        "peak_bf16_gflops": ceilings.bf16.map(|peak| peak / 1e9),
         "copy_gb_per_second": ceilings.copy / 1e9,
         "update_gb_per_second": ceilings.update / 1e9,
     }));

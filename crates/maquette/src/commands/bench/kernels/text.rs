@@ -2,8 +2,8 @@
 
 use maquette::burn::tensor::{Device, Int, Tensor};
 use maquette::kernels::{
-    Activation, AttentionOptions, Dropout, attention, cross_entropy, dropout, embedding, gated,
-    gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
+    Activation, AttentionOptions, Dropout, activate, attention, cross_entropy, dropout, embedding,
+    gated, gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
 };
 
 use super::{Case, Work, plain, random, train};
@@ -19,11 +19,23 @@ pub(super) fn cases() -> Vec<Case> {
         [2048, 384, 8192],
     ] {
         let (x, weight) = (random([m, k]), random([k, n]));
-        cases.push(Case::new(
-            format!("matrix product {m}x{k}x{n}, both ways"),
-            Work::Flops(3 * 2 * m * k * n),
-            move || train(x.clone().matmul(weight.clone())),
-        ));
+        let product = |name: &str| {
+            let (x, weight) = (x.clone(), weight.clone());
+            Case::new(
+                format!("{name} {m}x{k}x{n}, both ways"),
+                Work::Flops(3 * 2 * m * k * n),
+                move || {
+                    train(linear(
+                        x.clone(),
+                        weight.clone(),
+                        None,
+                        Activation::Identity,
+                    ))
+                },
+            )
+        };
+        cases.push(product("matrix product"));
+        cases.push(product("bf16 matrix product").in_bf16());
     }
     // [texts, keys, query heads, key heads, d_head]: one token more, of gpt-baby and of a Llama.
     for [batch, keys, n_heads, n_kv_heads, d_head] in [[8, 256, 6, 6, 64], [1, 2048, 32, 8, 64]] {
@@ -41,12 +53,12 @@ pub(super) fn cases() -> Vec<Case> {
         "linear layer with GELU 2048x384x1536, both ways".into(),
         Work::Flops(3 * 2 * 2048 * 384 * 1536),
         move || {
-            let curve = Activation::GeluTanh;
+            let offset = Some(offset.clone());
             train(linear(
                 x.clone(),
                 weight.clone(),
-                Some(offset.clone()),
-                curve,
+                offset,
+                Activation::GeluTanh,
             ))
         },
     ));
@@ -70,8 +82,9 @@ pub(super) fn cases() -> Vec<Case> {
         let angles = angles.autodiff();
         cases.push(Case::new(
             format!("{}, both ways", name("rotary positions, 3 d wide,")),
-            // The copy that the benchmark's input takes, the rotation; the gradient made and rotated.
-            Work::Floats((6 + 4 + 3 + 4) * size),
+            // All read and written, as the benchmark keeps its input; the gradient made, and rotated in
+            // place.
+            Work::Floats((6 + 3 + 4) * size),
             move || {
                 train(rotary(
                     x.clone(),
@@ -113,18 +126,32 @@ pub(super) fn cases() -> Vec<Case> {
                 ))
             },
         ));
+        let (x, gain) = (random([batch, seq, d]), random([d]));
+        cases.push(Case::new(
+            format!("{}, both ways", name("RMS norm")),
+            Work::Floats((2 + 1 + 3) * size),
+            move || train(rms_norm(x.clone(), gain.clone(), 1e-5)),
+        ));
         let x = plain([batch, seq, 4 * d]);
         cases.push(Case::new(
-            name("GELU, 4 d wide,"),
+            name("GELU (tanh), 4 d wide,"),
             Work::Floats(8 * size),
             move || drop(gelu_tanh(x.clone())),
         ));
-        let x = random([batch, seq, 4 * d]);
-        cases.push(Case::new(
-            format!("{}, both ways", name("GELU, 4 d wide,")),
-            Work::Floats((2 + 1 + 3) * 4 * size),
-            move || train(gelu_tanh(x.clone())),
-        ));
+        for (what, activation) in [
+            ("ReLU", Activation::Relu),
+            ("leaky ReLU", Activation::LeakyRelu(0.2)),
+            ("SiLU", Activation::Silu),
+            ("GELU", Activation::Gelu),
+            ("GELU (tanh)", Activation::GeluTanh),
+        ] {
+            let x = random([batch, seq, 4 * d]);
+            cases.push(Case::new(
+                format!("{}, both ways", name(&format!("{what}, 4 d wide,"))),
+                Work::Floats((2 + 1 + 3) * 4 * size),
+                move || train(activate(x.clone(), activation)),
+            ));
+        }
         let (gate, x) = (random([batch, seq, 4 * d]), random([batch, seq, 4 * d]));
         cases.push(Case::new(
             format!("{}, both ways", name("SwiGLU gate, 4 d wide,")),
