@@ -6,11 +6,12 @@
 
 use rayon::prelude::*;
 
-use crate::elementwise::exp;
+use crate::elementwise::update;
 use crate::shared::Shared;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
+use crate::vector::Machine;
 
 /// Positions of a page.
 pub const PAGE: usize = 32;
@@ -253,18 +254,19 @@ unsafe fn attend<'p, L: Lanes>(
             let most = if most > top[row] { most } else { top[row] };
             let kept = match top[row] == f32::NEG_INFINITY {
                 true => 0.0,
-                false => exp(top[row] - most),
+                false => (top[row] - most).exp(),
             };
-            let mut sums = [0.0f32; 8];
-            for scores in scores.as_chunks_mut::<8>().0 {
-                for (sum, score) in sums.iter_mut().zip(scores) {
-                    let hidden = *score == f32::NEG_INFINITY;
-                    *score = if hidden { 0.0 } else { exp(*score - most) };
-                    *sum += *score;
-                }
-            }
+            // SAFETY: the caller's.
+            let machine = unsafe { Machine::<L>::assume() };
+            let [sum] = update(machine, scores, [], |[score]| {
+                let weight = (score - most).exp();
+                let weight =
+                    score.greater(score.splat(f32::NEG_INFINITY), weight, score.splat(0.0));
+                let weight = score.nan(score, weight);
+                (weight, [weight])
+            });
             top[row] = most;
-            mass[row] = mass[row] * kept + sums.iter().sum::<f32>();
+            mass[row] = mass[row] * kept + sum;
             // SAFETY: a row of this tile alone.
             for number in unsafe { out.part(start(row), d_head) } {
                 *number *= kept;

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use maquette_kernels::quant::{MatrixError, QuantMatrix, forward};
 use maquette_models::gpt::Positions;
-use maquette_models::nn::{MlpKind, NormKind, positions, rope};
+use maquette_models::nn::{NormKind, positions, rope};
 use maquette_models::{Gpt, GptConfig, ModelError, RawTensor, RawWeights};
 
 /// A decoder to be run by an [`Engine`](super::Engine).
