@@ -15,3 +15,13 @@ pub(crate) fn shared(name: &str) -> Option<PathBuf> {
     }
     Some(path)
 }
+
+/// The text of a file; of one that is no text, its first 100,000 bytes as if they were. `None` where
+/// it is missing.
+pub(crate) fn texts(path: &std::path::Path) -> Option<String> {
+    let bytes = std::fs::read(path).ok()?;
+    Some(String::from_utf8(bytes).unwrap_or_else(|e| {
+        let bytes = e.as_bytes();
+        String::from_utf8_lossy(&bytes[..bytes.len().min(100_000)]).into_owned()
+    }))
+}

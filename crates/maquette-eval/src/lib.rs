@@ -17,7 +17,9 @@ mod estimate;
 pub mod likelihood;
 pub mod modes;
 pub mod neighbours;
+pub mod rolling;
 mod signature;
+pub mod tasks;
 pub mod text;
 pub mod two_sample;
 

@@ -22,6 +22,49 @@ pub fn generate(n: usize, seed: u64) -> String {
 
 /// Story number `index`.
 pub fn story(seed: u64, index: u64) -> String {
+    sentences(seed, index).join(" ")
+}
+
+/// A story whose last sentence is to be found among others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cloze {
+    /// The story without its last sentence.
+    pub beginning: String,
+    /// Its last sentence, and those of three other stories.
+    pub endings: Vec<String>,
+    /// Which of them is its own.
+    pub answer: usize,
+}
+
+/// `n` stories with their last sentences among others. A pure function of `(n, seed)`, and fewer are
+/// the beginning of more.
+pub fn cloze(n: usize, seed: u64) -> Vec<Cloze> {
+    let ending = |index| sentences(seed, index).pop().unwrap_or_default();
+    let one = |index: u64| {
+        let mut told = sentences(seed, index);
+        let own = told.pop().unwrap_or_default();
+        let mut endings = vec![own.clone()];
+        // Other stories follow in their order, behind those that are asked about.
+        let mut other = (1 << 32) + 100 * index;
+        while endings.len() < 4 {
+            let ending = ending(other);
+            if !endings.contains(&ending) {
+                endings.push(ending);
+            }
+            other += 1;
+        }
+        let answer = rng(seed, Stream::Shuffle, index).next_u64() as usize % endings.len();
+        endings.swap(0, answer);
+        Cloze {
+            beginning: told.join(" "),
+            endings,
+            answer,
+        }
+    };
+    (0..n as u64).map(one).collect()
+}
+
+fn sentences(seed: u64, index: u64) -> Vec<String> {
     let mut teller = Teller {
         rng: rng(seed, Stream::Data, index),
         bound: HashMap::new(),
@@ -31,8 +74,7 @@ pub fn story(seed: u64, index: u64) -> String {
     let plot = *teller.choose(PLOTS);
     let sentences = std::iter::once(opening).chain(plot.iter().map(|beat| *teller.choose(beat)));
     let sentences: Vec<&str> = sentences.collect();
-    let told: Vec<String> = sentences.iter().map(|s| teller.tell(s)).collect();
-    told.join(" ")
+    sentences.iter().map(|s| teller.tell(s)).collect()
 }
 
 /// Every name that a character may have.

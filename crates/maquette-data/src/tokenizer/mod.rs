@@ -2,7 +2,10 @@
 //!
 //! All three are saved as a `tokenizer.json` that `tokenizers` and `transformers` open.
 
+mod byte_level;
+mod library;
 mod pieces;
+mod sentencepiece;
 mod simple;
 mod train;
 
@@ -18,6 +21,7 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
 use crate::{DataError, Result, images::hex};
+use library::Library;
 use simple::Simple;
 
 pub use train::TokenizerConfig;
@@ -67,7 +71,7 @@ pub struct Tokenizer {
 #[derive(Debug, Clone)]
 enum Model {
     Simple(Simple),
-    Hf(Box<HfTokenizer>),
+    Hf(Box<Library>),
 }
 
 /// One token of an encoded text.
@@ -94,6 +98,8 @@ pub struct Inspection {
     pub end_of_text: Option<u32>,
     /// The ten longest tokens as the vocabulary spells them.
     pub longest: Vec<String>,
+    /// Whether ids are found by the fast way of byte-level byte-pair encoding.
+    pub fast: bool,
     /// Bytes of text per token on the sample, if one was given.
     pub bytes_per_token: Option<f64>,
     /// SHA-256 of the saved form.
@@ -117,7 +123,13 @@ impl Tokenizer {
         }
     }
 
-    fn hf(mut hf: HfTokenizer) -> Result<Self> {
+    /// A tokenizer of the library, which made it without a file.
+    fn hf(hf: HfTokenizer) -> Result<Self> {
+        let file = serde_json::to_value(&hf).map_err(error)?;
+        Self::library(hf, &file)
+    }
+
+    fn library(mut hf: HfTokenizer, file: &serde_json::Value) -> Result<Self> {
         // A stored truncation would silently shorten a training text.
         hf.with_truncation(None).map_err(error)?.with_padding(None);
         let max = hf.get_vocab(true).into_values().max();
@@ -127,15 +139,15 @@ impl Tokenizer {
                 "an id of {max} is out of reason (at most {MAX_ID}); the file is damaged"
             ))),
             Some(max) => Ok(Self {
-                model: Model::Hf(Box::new(hf)),
+                model: Model::Hf(Box::new(Library::new(hf, file))),
                 vocab_size: max as usize + 1,
             }),
         }
     }
 
-    /// Opens a `tokenizer.json`, or a folder that holds one or GPT-2's pair of files
-    /// (`vocab.json` and `merges.txt`, also under their first names `encoder.json` and
-    /// `vocab.bpe`).
+    /// Opens a `tokenizer.json` or a SentencePiece `.model`, or a folder that holds the first,
+    /// GPT-2's pair of files (`vocab.json` and `merges.txt`, also under their first names
+    /// `encoder.json` and `vocab.bpe`), or a `tokenizer.model`.
     ///
     /// # Errors
     /// When nothing of this is there, or it is damaged.
@@ -143,6 +155,13 @@ impl Tokenizer {
         let path = path.as_ref();
         if !path.exists() {
             return Err(DataError::Missing(path.to_owned()));
+        }
+        if path.is_file()
+            && path
+                .extension()
+                .is_some_and(|extension| extension == "model")
+        {
+            return Self::load_sentencepiece(path);
         }
         if path.is_file() {
             return Self::from_json(&read(path)?)
@@ -159,10 +178,14 @@ impl Tokenizer {
                     .map_err(|e| DataError::format(path, e.to_string()));
             }
         }
+        let model = path.join("tokenizer.model");
+        if model.is_file() {
+            return Self::load_sentencepiece(&model);
+        }
         Err(DataError::format(
             path,
-            "no tokenizer here: expected tokenizer.json, or vocab.json with merges.txt \
-             (a SentencePiece tokenizer.model is converted by saving it once with transformers)",
+            "no tokenizer here: expected tokenizer.json, vocab.json with merges.txt, or \
+             tokenizer.model (SentencePiece)",
         ))
     }
 
@@ -180,7 +203,8 @@ impl Tokenizer {
         let parsed = std::panic::catch_unwind(|| json.parse::<HfTokenizer>());
         let damaged = |_| error("not a tokenizer.json: a part of it is of no known form");
         let hf = parsed.map_err(damaged)?;
-        Self::hf(hf.map_err(|e| error(format!("not a tokenizer.json: {e}")))?)
+        let hf = hf.map_err(|e| error(format!("not a tokenizer.json: {e}")))?;
+        Self::library(hf, &file)
     }
 
     /// GPT-2's byte-level BPE out of its two files.
@@ -209,7 +233,7 @@ impl Tokenizer {
     pub fn to_json(&self) -> Result<String> {
         match &self.model {
             Model::Simple(simple) => Ok(simple.to_json()),
-            Model::Hf(hf) => hf.to_string(true).map_err(error),
+            Model::Hf(library) => library.hf.to_string(true).map_err(error),
         }
     }
 
@@ -248,7 +272,7 @@ impl Tokenizer {
         use tokenizers::ModelWrapper::{BPE, Unigram, WordLevel, WordPiece};
         match &self.model {
             Model::Simple(simple) => simple.kind(),
-            Model::Hf(hf) => match hf.get_model() {
+            Model::Hf(library) => match library.hf.get_model() {
                 BPE(_) => TokenizerKind::Bpe,
                 WordPiece(_) => TokenizerKind::WordPiece,
                 Unigram(_) => TokenizerKind::Unigram,
@@ -270,11 +294,19 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match &self.model {
             Model::Simple(simple) => simple.encode(text),
-            Model::Hf(hf) => Ok(hf
-                .encode_fast(text, false)
-                .map_err(error)?
-                .get_ids()
-                .to_vec()),
+            Model::Hf(library) => library.encode(text),
+        }
+    }
+
+    /// As [`encode`](Self::encode), but special tokens written out in the text are text like any
+    /// other: for text that nobody vouches for.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_literal(&self, text: &str) -> Result<Vec<u32>> {
+        match &self.model {
+            Model::Simple(simple) => simple.encode_literal(text),
+            Model::Hf(library) => library.encode_literal(text),
         }
     }
 
@@ -286,11 +318,7 @@ impl Tokenizer {
     pub fn encode_with_template(&self, text: &str) -> Result<Vec<u32>> {
         match &self.model {
             Model::Simple(simple) => simple.encode(text),
-            Model::Hf(hf) => Ok(hf
-                .encode_fast(text, true)
-                .map_err(error)?
-                .get_ids()
-                .to_vec()),
+            Model::Hf(library) => library.encode_with_template(text),
         }
     }
 
@@ -301,8 +329,8 @@ impl Tokenizer {
     pub fn pieces(&self, text: &str) -> Result<Vec<TokenPiece>> {
         match &self.model {
             Model::Simple(simple) => simple.pieces(text),
-            Model::Hf(hf) => {
-                let encoding = hf.encode(text, false).map_err(error)?;
+            Model::Hf(library) => {
+                let encoding = library.hf.encode(text, false).map_err(error)?;
                 let tokens = encoding.get_tokens().iter().cloned();
                 let ids = encoding.get_ids().iter().zip(encoding.get_offsets());
                 Ok(ids
@@ -342,7 +370,7 @@ impl Tokenizer {
         }
         match &self.model {
             Model::Simple(simple) => Ok(simple.decode(ids, skip_special)),
-            Model::Hf(hf) => hf.decode(ids, skip_special).map_err(error),
+            Model::Hf(library) => library.hf.decode(ids, skip_special).map_err(error),
         }
     }
 
@@ -350,7 +378,7 @@ impl Tokenizer {
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         match &self.model {
             Model::Simple(simple) => simple.token_to_id(token),
-            Model::Hf(hf) => hf.token_to_id(token),
+            Model::Hf(library) => library.hf.token_to_id(token),
         }
     }
 
@@ -358,7 +386,7 @@ impl Tokenizer {
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         match &self.model {
             Model::Simple(simple) => simple.id_to_token(id),
-            Model::Hf(hf) => hf.id_to_token(id),
+            Model::Hf(library) => library.hf.id_to_token(id),
         }
     }
 
@@ -366,7 +394,8 @@ impl Tokenizer {
     pub fn special_tokens(&self) -> Vec<(String, u32)> {
         let mut tokens: Vec<(String, u32)> = match &self.model {
             Model::Simple(simple) => simple.special_tokens(),
-            Model::Hf(hf) => hf
+            Model::Hf(library) => library
+                .hf
                 .get_added_tokens_decoder()
                 .into_iter()
                 .filter(|(_, token)| token.special)
@@ -399,7 +428,7 @@ impl Tokenizer {
     pub fn inspect(&self, sample: Option<&str>) -> Result<Inspection> {
         let mut longest: Vec<String> = match &self.model {
             Model::Simple(_) => Vec::new(),
-            Model::Hf(hf) => hf.get_vocab(false).into_keys().collect(),
+            Model::Hf(library) => library.hf.get_vocab(false).into_keys().collect(),
         };
         longest.sort_by(|a, b| b.chars().count().cmp(&a.chars().count()).then(a.cmp(b)));
         longest.truncate(10);
@@ -413,6 +442,7 @@ impl Tokenizer {
             special_tokens: self.special_tokens(),
             end_of_text: self.end_of_text(),
             longest,
+            fast: matches!(&self.model, Model::Hf(library) if library.is_fast()),
             bytes_per_token,
             hash: self.hash()?,
         })

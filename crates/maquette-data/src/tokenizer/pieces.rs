@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Result, Tokenizer, error};
 use crate::DataError;
 
 /// What SentencePiece writes for a space.
-const SPACE: &str = "\u{2581}";
+pub(super) const SPACE: &str = "\u{2581}";
 /// The unknown token, the beginning and the end of a text, in the order of their ids.
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 /// A vocabulary's file larger than this is refused.
-const LARGEST_FILE: u64 = 64 << 20;
+pub(super) const LARGEST_FILE: u64 = 64 << 20;
 
 impl Tokenizer {
     /// A SentencePiece byte-pair encoding: two neighbouring pieces merge when both together are a
@@ -28,31 +28,13 @@ impl Tokenizer {
         if pieces.len() <= SPECIAL.len() {
             return Err(error("a vocabulary of no more than its special tokens"));
         }
-        let mut vocab = HashMap::new();
-        for (id, (text, _)) in pieces.iter().enumerate() {
-            let text = match SPECIAL.get(id) {
-                Some(special) => (*special).to_owned(),
-                None => text.replace(' ', SPACE),
-            };
-            if vocab.insert(text.clone(), id).is_some() {
-                return Err(error(format!("the piece `{text}` stands there twice")));
-            }
-        }
-        let mut merges: Vec<(f32, usize, [&str; 2])> = Vec::new();
-        for (text, &id) in vocab.iter().filter(|(_, id)| **id >= SPECIAL.len()) {
-            for (at, _) in text.char_indices().skip(1) {
-                let (left, right) = text.split_at(at);
-                if vocab.contains_key(left) && vocab.contains_key(right) {
-                    merges.push((pieces[id].1, id, [left, right]));
-                }
-            }
-        }
-        merges.sort_by(|(a, i, x), (b, j, y)| {
-            b.total_cmp(a)
-                .then(i.cmp(j))
-                .then(vocab[x[0]].cmp(&vocab[y[0]]))
+        let spelt = pieces.iter().enumerate();
+        let spelt = spelt.map(|(id, (text, _))| match SPECIAL.get(id) {
+            Some(special) => (*special).to_owned(),
+            None => text.replace(' ', SPACE),
         });
-        let merges: Vec<[&str; 2]> = merges.into_iter().map(|(_, _, pair)| pair).collect();
+        let scores = pieces.iter().map(|(_, score)| *score).enumerate();
+        let merging = Merging::new(spelt, scores.skip(SPECIAL.len()))?;
         let special = SPECIAL.iter().enumerate().map(|(id, token)| {
             json!({
                 "id": id, "content": token, "special": true, "single_word": false,
@@ -60,8 +42,6 @@ impl Tokenizer {
             })
         });
         let replace = |from: &str, to: &str| json!({ "type": "Replace", "pattern": { "String": from }, "content": to });
-        let begin = json!({ "SpecialToken": { "id": SPECIAL[1], "type_id": 0 } });
-        let text = |id: &str| json!({ "Sequence": { "id": id, "type_id": 0 } });
         let file = json!({
             "version": "1.0",
             "truncation": null,
@@ -72,24 +52,14 @@ impl Tokenizer {
                 replace(" ", SPACE),
             ] },
             "pre_tokenizer": null,
-            "post_processor": {
-                "type": "TemplateProcessing",
-                "single": [begin, text("A")],
-                "pair": [begin, text("A"), begin, text("B")],
-                "special_tokens": { "<s>": { "id": "<s>", "ids": [1], "tokens": ["<s>"] } },
-            },
+            "post_processor": template(1, SPECIAL[1], true),
             "decoder": { "type": "Sequence", "decoders": [
                 replace(SPACE, " "),
                 { "type": "ByteFallback" },
                 { "type": "Fuse" },
                 { "type": "Strip", "content": " ", "start": 1, "stop": 0 },
             ] },
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": SPECIAL[0],
-                "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                "fuse_unk": true, "byte_fallback": true, "ignore_merges": false,
-                "vocab": vocab, "merges": merges,
-            },
+            "model": merging.model(Some(SPECIAL[0]), true),
         });
         Self::from_json(&file.to_string())
     }
@@ -125,6 +95,82 @@ impl Tokenizer {
         }
         Self::from_pieces(&pieces).map_err(|e| DataError::format(path, e.to_string()))
     }
+}
+
+/// Which pieces merge: neighbours that together are a word, the words of the highest score first.
+pub(super) struct Merging {
+    vocab: HashMap<String, usize>,
+    merges: Vec<[String; 2]>,
+}
+
+impl Merging {
+    /// All `pieces` in the order of their ids, and the scores of those that are words.
+    ///
+    /// # Errors
+    /// When two pieces are the same.
+    pub(super) fn new(
+        pieces: impl Iterator<Item = String>,
+        scores: impl Iterator<Item = (usize, f32)>,
+    ) -> Result<Self> {
+        let pieces: Vec<String> = pieces.collect();
+        let mut vocab = HashMap::new();
+        for (id, text) in pieces.iter().enumerate() {
+            if vocab.insert(text.clone(), id).is_some() {
+                return Err(error(format!("the piece `{text}` stands there twice")));
+            }
+        }
+        let mut merges: Vec<(f32, usize, [&str; 2])> = Vec::new();
+        for (id, score) in scores {
+            let text = &pieces[id];
+            for (at, _) in text.char_indices().skip(1) {
+                let (left, right) = text.split_at(at);
+                if vocab.contains_key(left) && vocab.contains_key(right) {
+                    merges.push((score, id, [left, right]));
+                }
+            }
+        }
+        merges.sort_by(|(a, i, x), (b, j, y)| {
+            b.total_cmp(a)
+                .then(i.cmp(j))
+                .then(vocab[x[0]].cmp(&vocab[y[0]]))
+        });
+        let merges = merges
+            .into_iter()
+            .map(|(_, _, pair)| pair.map(str::to_owned));
+        Ok(Self {
+            merges: merges.collect(),
+            vocab,
+        })
+    }
+
+    /// The model of a `tokenizer.json`; what no piece spells becomes bytes if there are any.
+    pub(super) fn model(&self, unknown: Option<&str>, bytes: bool) -> Value {
+        json!({
+            "type": "BPE", "dropout": null, "unk_token": unknown,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null,
+            "fuse_unk": true, "byte_fallback": bytes, "ignore_merges": false,
+            "vocab": self.vocab, "merges": self.merges,
+        })
+    }
+}
+
+/// The template of a `tokenizer.json` that puts a token before or behind every text.
+pub(super) fn template(id: usize, token: &str, before: bool) -> Value {
+    let special = json!({ "SpecialToken": { "id": token, "type_id": 0 } });
+    let around = |text: &str| {
+        let text = json!({ "Sequence": { "id": text, "type_id": 0 } });
+        match before {
+            true => vec![special.clone(), text],
+            false => vec![text, special.clone()],
+        }
+    };
+    let pair = [around("A"), around("B")].concat();
+    json!({
+        "type": "TemplateProcessing",
+        "single": around("A"),
+        "pair": pair,
+        "special_tokens": { token: { "id": token, "ids": [id], "tokens": [token] } },
+    })
 }
 
 #[cfg(test)]

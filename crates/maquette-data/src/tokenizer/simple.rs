@@ -2,6 +2,7 @@
 //! with no merges, which `tokenizers` and `transformers` open like any other.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 
 use serde_json::{Map, Value, json};
 
@@ -78,6 +79,13 @@ impl Simple {
         Ok(ids)
     }
 
+    /// Special tokens in the text are characters like any other.
+    pub(super) fn encode_literal(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = Vec::with_capacity(text.len());
+        self.units(text, 0..text.len(), &mut |id, _| ids.push(id))?;
+        Ok(ids)
+    }
+
     pub(super) fn pieces(&self, text: &str) -> Result<Vec<TokenPiece>> {
         let mut pieces = Vec::new();
         self.each(text, |id, bytes| {
@@ -88,37 +96,48 @@ impl Simple {
     }
 
     /// Calls `out` with every id and the bytes of the text it stands for.
-    fn each(&self, text: &str, mut out: impl FnMut(u32, std::ops::Range<usize>)) -> Result<()> {
+    fn each(&self, text: &str, mut out: impl FnMut(u32, Range<usize>)) -> Result<()> {
         let mut from = 0;
         loop {
             let special = self.next_special(&text[from..]);
             let to = special.map_or(text.len(), |(at, _)| from + at);
-            match &self.units {
-                Units::Bytes => {
-                    for (i, b) in (from..to).zip(text[from..to].bytes()) {
-                        out(u32::from(b), i..i + 1);
-                    }
-                }
-                Units::Chars { ids, .. } => {
-                    for (i, c) in text[from..to].char_indices() {
-                        let Some(&id) = ids.get(&c) else {
-                            return Err(error(format!(
-                                "character {c:?} at byte {} is not in this vocabulary of {} characters; \
-                                 use the byte or bpe kind for open text",
-                                from + i,
-                                ids.len()
-                            )));
-                        };
-                        out(id, from + i..from + i + c.len_utf8());
-                    }
-                }
-            }
+            self.units(text, from..to, &mut out)?;
             let Some((_, k)) = special else {
                 return Ok(());
             };
             from = to + self.special[k].len();
             out((self.n_units() + k) as u32, to..from);
         }
+    }
+
+    /// The same for a part of the text that has no special tokens.
+    fn units(
+        &self,
+        text: &str,
+        part: Range<usize>,
+        out: &mut impl FnMut(u32, Range<usize>),
+    ) -> Result<()> {
+        match &self.units {
+            Units::Bytes => {
+                for (i, b) in part.clone().zip(text[part].bytes()) {
+                    out(u32::from(b), i..i + 1);
+                }
+            }
+            Units::Chars { ids, .. } => {
+                for (i, c) in text[part.clone()].char_indices() {
+                    let at = part.start + i;
+                    let Some(&id) = ids.get(&c) else {
+                        return Err(error(format!(
+                            "character {c:?} at byte {at} is not in this vocabulary of {} characters; \
+                             use the byte or bpe kind for open text",
+                            ids.len()
+                        )));
+                    };
+                    out(id, at..at + c.len_utf8());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The text of ids, all of which are inside the vocabulary.
@@ -249,7 +268,7 @@ fn distinct(tokens: &[String]) -> Vec<String> {
 
 /// How GPT-2 spells each byte as a visible character: itself where it is printable Latin-1, and
 /// otherwise the next free character from U+0100 on.
-fn byte_spelling() -> Vec<char> {
+pub(super) fn byte_spelling() -> Vec<char> {
     let mut free = 0x100;
     (0..=255u8)
         .map(|b| match b {

@@ -1,0 +1,11 @@
+//! The binary as a user meets it: exit codes, JSON, errors that teach, on tiny budgets.
+
+mod bench;
+mod common;
+mod convert;
+mod generate;
+mod listings;
+mod metric;
+mod refused;
+mod tokenizer;
+mod train;
