@@ -1,4 +1,7 @@
-//! Five tokenizers on text they have seen and on text they have not, and what size buys.
+//! Five tokenizers on text they have seen and on text they have not, what size buys, and how fast the
+//! ids are found.
+
+use std::time::Instant;
 
 use crate::data::tokenizer::{Tokenizer, TokenizerConfig, TokenizerKind};
 use crate::data::{stories, text};
@@ -110,8 +113,10 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         0.0,
     ));
 
-    let (curve, curve_claims) = compression(lab, &held_out, &train)?;
+    let (curve, largest, curve_claims) = compression(lab, &held_out, &train)?;
     claims.extend(curve_claims);
+    let (speed, note) = speed(lab, &largest, &held_out)?;
+    claims.extend(speed);
     let density = |t: &Tokenizer| bytes_per_token(t, &held_out);
     let bars = Chart::new("Vocabulary of 1,000", "", "bytes per token")
         .bar("bytes", density(&byte)?)
@@ -119,7 +124,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         .bar("WordPiece", density(&word_piece)?)
         .bar("Unigram", density(&unigram)?)
         .bar("BPE", density(&bpe)?);
-    let notes = vec![format!("Corpus: {name}, {} bytes.", corpus.len())];
+    let notes = vec![format!("Corpus: {name}, {} bytes.", corpus.len()), note];
     Ok(Outcome {
         claims,
         plot: panels(&[curve, bars]),
@@ -127,16 +132,21 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     })
 }
 
-/// Byte-level BPE at growing sizes.
+/// Byte-level BPE at growing sizes, and the largest of them.
 fn compression(
     lab: &LabContext<'_>,
     held_out: &str,
     train: &dyn Fn(TokenizerKind, usize) -> Result<Tokenizer, LabError>,
-) -> Result<(Chart, Vec<Claim>), LabError> {
+) -> Result<(Chart, Tokenizer, Vec<Claim>), LabError> {
     let mut points = Vec::new();
-    for size in [256, 320, 400, 512, 700, 1000, 1500, 2000] {
+    let mut sizes = vec![256, 320, 400, 512, 700, 1000, 1500, 2000];
+    if !lab.quick {
+        sizes.extend([4000, 8000]);
+    }
+    let mut tokenizer = train(TokenizerKind::Bpe, 256)?;
+    for size in sizes {
         lab.say(&format!("BPE with {size} tokens"));
-        let tokenizer = train(TokenizerKind::Bpe, size)?;
+        tokenizer = train(TokenizerKind::Bpe, size)?;
         points.push((size as f64, bytes_per_token(&tokenizer, held_out)?));
     }
     let least_rise = points
@@ -170,7 +180,47 @@ fn compression(
         "bytes per token",
     )
     .line("", points);
-    Ok((chart, claims))
+    Ok((chart, tokenizer, claims))
+}
+
+/// Ids alone, and ids by the library that keeps every token's text and place: the same, but sooner.
+fn speed(
+    lab: &LabContext<'_>,
+    tokenizer: &Tokenizer,
+    text: &str,
+) -> Result<(Vec<Claim>, String), LabError> {
+    lab.say("encoding both ways");
+    let (mut fast, mut slow) = (f64::INFINITY, f64::INFINITY);
+    let (mut ids, mut pieces) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let began = Instant::now();
+        ids = tokenizer.encode(text).doing("encoding")?;
+        fast = fast.min(began.elapsed().as_secs_f64());
+        let began = Instant::now();
+        pieces = tokenizer.pieces(text).doing("encoding")?;
+        slow = slow.min(began.elapsed().as_secs_f64());
+    }
+    let differ = ids
+        .iter()
+        .zip(&pieces)
+        .filter(|(id, piece)| **id != piece.id)
+        .count();
+    let differ = differ + ids.len().abs_diff(pieces.len());
+    let claims = vec![
+        Claim::at_most(
+            "ids that differ between the fast way and the library's",
+            differ as f64,
+            0.0,
+        ),
+        Claim::at_least("how many times faster the fast way is", slow / fast, 2.0),
+    ];
+    let rate = |seconds: f64| text.len() as f64 / 1e6 / seconds;
+    let note = format!(
+        "One thread encodes {:.0} MB/s the fast way, {:.1} MB/s by the library.",
+        rate(fast),
+        rate(slow)
+    );
+    Ok((claims, note))
 }
 
 fn bytes_per_token(tokenizer: &Tokenizer, text: &str) -> Result<f64, LabError> {

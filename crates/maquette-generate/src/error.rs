@@ -56,6 +56,17 @@ pub enum GenerateError {
         /// The draft's.
         theirs: usize,
     },
+    /// A passage to be measured is longer than the model can read.
+    #[error(
+        "a passage of {tokens} tokens, {} more than the model's context of {seq_len}",
+        tokens - seq_len
+    )]
+    PassageTooLong {
+        /// How long it is.
+        tokens: usize,
+        /// How much the model reads.
+        seq_len: usize,
+    },
     /// A token the model does not know.
     #[error(
         "token {token} is not below the model's vocabulary size of {vocab_size}: the tokenizer belongs to another model"

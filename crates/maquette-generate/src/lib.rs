@@ -12,6 +12,7 @@ pub mod fill;
 pub mod gguf;
 pub mod image;
 pub mod latent;
+pub mod likelihood;
 pub mod sampling;
 pub mod text;
 

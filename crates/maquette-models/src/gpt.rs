@@ -168,6 +168,9 @@ impl Default for GptConfig {
     }
 }
 
+/// The longest context that tables of positions are made for.
+const LONGEST: usize = 1 << 21;
+
 impl GptConfig {
     /// The Llama family at the default size: rotary positions, RMS norm, SwiGLU, no offsets.
     pub fn llama() -> Self {
@@ -237,6 +240,10 @@ impl GptConfig {
         ] {
             require(value > 0, key, || "must be at least 1".into())?;
         }
+        let seq_len = self.seq_len;
+        require(seq_len <= LONGEST, "seq_len", || {
+            format!("a context of {seq_len} is out of reason; at most {LONGEST}")
+        })?;
         let (d_model, n_heads) = (self.d_model, self.n_heads);
         let divides = self.d_head.is_some() || d_model.is_multiple_of(n_heads);
         require(divides, "n_heads", || {

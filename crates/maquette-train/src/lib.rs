@@ -14,6 +14,7 @@ pub mod events;
 pub mod files;
 pub mod fit;
 pub mod hash;
+pub mod language;
 pub mod optimizer;
 pub mod parameters;
 pub mod penalty;

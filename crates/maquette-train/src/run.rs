@@ -193,6 +193,24 @@ impl Evaluation {
         self.signatures
             .insert(name.to_owned(), signature.to_string());
     }
+
+    /// Only the metrics of these names; all when there are none.
+    ///
+    /// # Errors
+    /// A name that no metric has.
+    pub fn keep(mut self, wanted: &[String]) -> Result<Self, TrainError> {
+        if let Some(unknown) = wanted.iter().find(|name| !self.metrics.contains_key(*name)) {
+            let known: Vec<_> = self.metrics.keys().map(String::as_str).collect();
+            return Err(TrainError::other(format!(
+                "there is no metric `{unknown}` here; there are {}",
+                known.join(", ")
+            )));
+        }
+        let keep = |name: &String| wanted.is_empty() || wanted.contains(name);
+        self.metrics.retain(|name, _| keep(name));
+        self.signatures.retain(|name, _| keep(name));
+        Ok(self)
+    }
 }
 
 impl From<Metrics> for Evaluation {

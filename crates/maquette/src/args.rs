@@ -207,12 +207,13 @@ pub(crate) struct GenerateArgs {
 /// `maquette evaluate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback --json"
+    after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback --json\n  maquette evaluate model.gguf --data text.txt --context 512 --stride 256\n  maquette evaluate runs/stories-20260101-120000 --tasks story-ending --num-fewshot 2 --out results\n\nA run is measured on its recipe's held-out data. Any language model (a run, a Hugging Face folder, a GGUF\nfile) is measured on a text with --windows, --context, --stride or `--data -`; a model that is no run, with --data."
 )]
 pub(crate) struct EvaluateArgs {
-    /// A run folder.
-    pub(crate) run: PathBuf,
-    /// The data, where the recipe needs a path (default: the one it was trained on).
+    /// A run folder; for texts and tasks also a Hugging Face folder or a GGUF file.
+    pub(crate) model: PathBuf,
+    /// The data, where the recipe needs a path (default: the one it was trained on); the text to
+    /// measure a language model on, `-` for stdin.
     #[arg(long, value_name = "PATH")]
     pub(crate) data: Option<PathBuf>,
     /// Only these metrics, separated by commas.
@@ -221,6 +222,51 @@ pub(crate) struct EvaluateArgs {
     /// Where to compute: cpu, cuda[:N] or wgpu[:N].
     #[arg(long, value_name = "D", default_value = "cpu")]
     pub(crate) device: String,
+    /// Text: how it is cut into windows (default: strided).
+    #[arg(long, value_enum, value_name = "W", help_heading = "Text")]
+    pub(crate) windows: Option<Windows>,
+    /// Text: tokens in a window (default: all that the model can read).
+    #[arg(long, value_name = "N", help_heading = "Text")]
+    pub(crate) context: Option<usize>,
+    /// Text: tokens from one strided window's begin to the next (default: half a window).
+    #[arg(long, value_name = "N", help_heading = "Text")]
+    pub(crate) stride: Option<usize>,
+    /// Tasks: files in lm-evaluation-harness's YAML, or names of `maquette list tasks`, separated by
+    /// commas.
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_delimiter = ',',
+        help_heading = "Tasks",
+        conflicts_with_all = ["data", "metrics", "windows", "context", "stride"]
+    )]
+    pub(crate) tasks: Vec<String>,
+    /// Tasks: examples before a question (default: as the task says).
+    #[arg(long, value_name = "K", help_heading = "Tasks", requires = "tasks")]
+    pub(crate) num_fewshot: Option<usize>,
+    /// Tasks: only the first rows of each.
+    #[arg(long, value_name = "N", help_heading = "Tasks", requires = "tasks", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) limit: Option<u32>,
+    /// Tasks: the seed that examples are drawn by.
+    #[arg(long, value_name = "N", default_value_t = maquette::eval::tasks::FEWSHOT_SEED, help_heading = "Tasks")]
+    pub(crate) fewshot_seed: u32,
+    /// Tasks: resamples of bootstrapped standard errors; 0 leaves standard errors out.
+    #[arg(long, value_name = "N", default_value_t = maquette::eval::tasks::RESAMPLES, help_heading = "Tasks")]
+    pub(crate) bootstrap_iters: usize,
+    /// Tasks: the folder for results.json and samples_*.jsonl.
+    #[arg(long, value_name = "DIR", help_heading = "Tasks", requires = "tasks")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+/// How a text is cut into windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Windows {
+    /// Overlapping windows, as transformers' page on perplexity: --stride apart.
+    Strided,
+    /// lm-evaluation-harness: side by side, the last reaching back.
+    Harness,
+    /// llama.cpp's llama-perplexity: the second halves of pieces side by side.
+    Halves,
 }
 
 /// The kinds of tokenizer that can be trained.
@@ -520,6 +566,11 @@ pub(crate) enum BenchCommand {
     /// Our side of `bench decode`, answering line by line.
     #[command(hide = true)]
     DecodeWorker(BenchDecodeWorkerArgs),
+    /// Text to token ids on one thread.
+    #[command(
+        after_help = "Example:\n  maquette bench tokenize gpt2/ input.txt --peers --python venv/bin/python"
+    )]
+    Tokenize(BenchTokenizeArgs),
     /// One side of a suite, answering line by line; `bench train` starts it.
     #[command(hide = true)]
     Worker(BenchWorkerArgs),
@@ -669,6 +720,24 @@ pub(crate) struct BenchKernelsArgs {
     pub(crate) rounds: u32,
 }
 
+/// `maquette bench tokenize`.
+#[derive(Debug, Args)]
+pub(crate) struct BenchTokenizeArgs {
+    /// A `tokenizer.json`, a SentencePiece `.model`, or a folder that holds one or GPT-2's two files.
+    pub(crate) tokenizer: PathBuf,
+    /// The text: a file or a folder.
+    pub(crate) text: PathBuf,
+    /// Measure tiktoken and Hugging Face's tokenizers as well.
+    #[arg(long)]
+    pub(crate) peers: bool,
+    /// The Python that has them.
+    #[arg(long, value_name = "PATH", default_value = "python3")]
+    pub(crate) python: PathBuf,
+    /// Rounds; in each, every side encodes the text once.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) rounds: u32,
+}
+
 /// Families of kernels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Family {
@@ -723,6 +792,8 @@ pub(crate) enum Listing {
     Data,
     /// Model families.
     Models,
+    /// Few-shot tasks for `maquette evaluate --tasks`.
+    Tasks,
     /// Run folders here.
     Runs,
     /// The handbook's experiments.

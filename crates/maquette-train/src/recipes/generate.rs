@@ -108,13 +108,14 @@ fn is_gguf(path: &Path) -> bool {
 }
 
 /// A language model with its tokenizer and the tokens that end a text, from a folder or a GGUF file.
-fn language_model(
+pub(crate) fn language_model(
     path: &Path,
     device: &Device,
 ) -> Result<(Gpt, Tokenizer, hf::GenerationConfig), TrainError> {
     if !is_gguf(path) {
         let (_, model) = hf::load(path, device).map_err(TrainError::other)?;
         let tokenizer = Tokenizer::load(path).map_err(TrainError::other)?;
+        let tokenizer = fitting(path, &model, tokenizer)?;
         let defaults = hf::load_generation_config(path).map_err(TrainError::other)?;
         return Ok((model, tokenizer, defaults));
     }
@@ -127,20 +128,26 @@ fn language_model(
             path.display()
         ))
     })?;
+    let tokenizer = fitting(path, &model, tokenizer)?;
     Ok((model, tokenizer, tokens::generation_config(&file)))
+}
+
+/// A tokenizer that has no more tokens than the model has rows.
+fn fitting(path: &Path, model: &Gpt, tokenizer: Tokenizer) -> Result<Tokenizer, TrainError> {
+    let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
+    match known > rows {
+        true => Err(TrainError::other(format!(
+            "{}: the tokenizer has {known} tokens, the model's embedding only {rows}; they do not \
+             belong together",
+            path.display()
+        ))),
+        false => Ok(tokenizer),
+    }
 }
 
 fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, TrainError> {
     (job.say)("loading the model");
     let (model, tokenizer, defaults) = language_model(&job.model, &job.device)?;
-    let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
-    if known > rows {
-        return Err(TrainError::other(format!(
-            "{}: the tokenizer has {known} tokens, the model's embedding only {rows}; they do not \
-             belong together",
-            job.model.display()
-        )));
-    }
     let mut options = job.text.options;
     if let Some(end) = &defaults.eos_token_id {
         options.end_tokens.extend(end.ids());

@@ -213,26 +213,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
         Family::Points => points::evaluate(&source, job)?,
         Family::Classifier => classifier::evaluate(&source, job)?,
     };
-    if let Some(unknown) = wanted.iter().find(|name| !all.metrics.contains_key(*name)) {
-        let known: Vec<_> = all.metrics.keys().map(String::as_str).collect();
-        return Err(TrainError::other(format!(
-            "there is no metric `{unknown}` for this run; it has {}",
-            known.join(", ")
-        )));
-    }
-    let keep = |name: &String| wanted.is_empty() || wanted.contains(name);
-    Ok(Evaluation {
-        metrics: all
-            .metrics
-            .into_iter()
-            .filter(|(name, _)| keep(name))
-            .collect(),
-        signatures: all
-            .signatures
-            .into_iter()
-            .filter(|(name, _)| keep(name))
-            .collect(),
-    })
+    all.keep(&wanted)
 }
 
 /// The recipe of a run folder.

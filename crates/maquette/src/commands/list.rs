@@ -1,4 +1,4 @@
-//! `maquette list`: recipes, data sets, model families, runs, labs.
+//! `maquette list`: recipes, data sets, model families, tasks, runs, labs.
 
 use std::path::Path;
 
@@ -7,6 +7,7 @@ use maquette::train::recipes::FAMILIES;
 use maquette::train::{Source, run};
 use serde_json::{Value, json};
 
+use super::evaluate::TASKS;
 use super::recipes::BUILT_IN;
 use crate::args::{ListArgs, Listing};
 use crate::output::Output;
@@ -59,6 +60,7 @@ pub(crate) fn run(args: &ListArgs, output: Output) -> miette::Result<()> {
             .map(|(name, what, from)| json!({ "name": name, "summary": what, "source": from }))
             .collect(),
         Listing::Models => FAMILIES.iter().map(|(name, what)| json!({ "name": name, "summary": what })).collect(),
+        Listing::Tasks => TASKS.iter().map(|(name, what, _)| json!({ "name": name, "summary": what })).collect(),
         Listing::Runs => runs(&args.runs),
         Listing::Labs => TOPICS
             .iter()

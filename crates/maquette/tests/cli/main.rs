@@ -3,7 +3,9 @@
 mod bench;
 mod common;
 mod convert;
+mod evaluate;
 mod generate;
+mod language;
 mod listings;
 mod metric;
 mod refused;

@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::common::{Bench, TINY_GPT, newest_checkpoint};
 
 #[test]
@@ -226,4 +228,84 @@ fn a_model_folder_with_a_missing_or_misshapen_tensor() {
     bench
         .run("generate run --max-tokens 2")
         .fails(1, &["wpe.weight", "32", "16"]);
+}
+
+/// A safetensors file out of its header and this many bytes of data.
+fn safetensors(header: &str, bytes: usize) -> Vec<u8> {
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend(header.bytes());
+    file.resize(file.len() + bytes, 0);
+    file
+}
+
+#[test]
+fn weights_whose_offsets_make_no_sense() {
+    let bench = Bench::new();
+    bench.run("train tiny.toml --out run").succeeds();
+    let tensor = |name: &str, from: u64, to: u64| {
+        format!(r#""{name}":{{"dtype":"F32","shape":[2],"data_offsets":[{from},{to}]}}"#)
+    };
+    let overlap = format!("{{{},{}}}", tensor("a", 0, 8), tensor("b", 4, 12));
+    let beyond = format!("{{{}}}", tensor("a", 0, u64::MAX));
+    let other_size = format!("{{{}}}", tensor("a", 0, 12));
+    let huge = r#"{"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,8]}}"#;
+    for header in [&overlap, &beyond, &other_size, huge] {
+        bench.write("run/model.safetensors", safetensors(header, 12));
+        let ran = bench.run("generate run --prompt a --max-tokens 2");
+        ran.fails(1, &["model.safetensors", "safetensors"]);
+    }
+    // A header that announces more than there is.
+    let mut file = safetensors(&overlap, 12);
+    file[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    bench.write("run/model.safetensors", file);
+    bench
+        .run("generate run --prompt a --max-tokens 2")
+        .fails(1, &["model.safetensors"]);
+}
+
+#[test]
+fn a_folder_whose_files_contradict_each_other() {
+    let bench = Bench::new();
+    bench.run("train tiny.toml --out run").succeeds();
+    let path = bench.path("run/config.json");
+    let whole = fs::read_to_string(&path).unwrap();
+    let config: Value = serde_json::from_str(&whole).unwrap();
+    let refused = |key: &str, value: Value, words: &[&str]| {
+        let mut config = config.clone();
+        config[key] = value;
+        fs::write(&path, config.to_string()).unwrap();
+        bench
+            .run("generate run --prompt a --max-tokens 2")
+            .fails(1, words);
+    };
+    // The architecture by its name, and those that are known.
+    refused(
+        "model_type",
+        "falcon".into(),
+        &[
+            "falcon", "gpt2", "llama", "mistral", "mixtral", "qwen2", "qwen3",
+        ],
+    );
+    refused(
+        "n_embd",
+        32.into(),
+        &["model.safetensors", "c_attn", "[96]"],
+    );
+    refused("n_layer", 3.into(), &["model.safetensors", "h.1."]);
+    refused("vocab_size", 7.into(), &["model.safetensors", "7"]);
+    refused(
+        "n_positions",
+        serde_json::json!(9_000_000_000_000_000u64),
+        &["seq_len", "9000000000000000"],
+    );
+    fs::write(&path, whole).unwrap();
+    // A tokenizer of another model.
+    let other = "tokenizer train tiny.toml --kind bpe --vocab-size 300 --out run/tokenizer.json";
+    bench.run(other).succeeds();
+    let ran = bench.run("generate run --prompt a --max-tokens 2");
+    ran.fails(1, &["the tokenizer has", "the model's embedding only"]);
+    bench.write("text.txt", "a text");
+    bench
+        .run("evaluate run --data text.txt --stride 1")
+        .fails(1, &["the tokenizer has", "the model's embedding only"]);
 }

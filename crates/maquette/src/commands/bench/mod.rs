@@ -8,6 +8,7 @@ mod perplexity;
 mod random;
 mod side;
 mod suites;
+mod tokenize;
 mod train;
 mod worker;
 
@@ -28,6 +29,7 @@ pub(crate) fn run(
         BenchCommand::Perplexity(args) => perplexity::run(args, threads, output),
         BenchCommand::DecodeWorker(args) => decode_worker::run(args),
         BenchCommand::Kernels(args) => kernels::run(args, output),
+        BenchCommand::Tokenize(args) => tokenize::run(args, output),
         BenchCommand::Worker(args) => worker::run(args),
     }
 }

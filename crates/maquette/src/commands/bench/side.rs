@@ -99,7 +99,8 @@ impl Side {
         Self::start(name, settings.finish(command))
     }
 
-    fn start(name: &str, mut command: Command) -> Result<Self, SideError> {
+    /// Whatever `command` runs, if it speaks as the others do.
+    pub(crate) fn start(name: &str, mut command: Command) -> Result<Self, SideError> {
         let broken = |cause: String| SideError::Broken {
             name: name.into(),
             cause,

@@ -300,7 +300,7 @@ impl SuiteResult {
 }
 
 /// The value below which `share` of the values lie, interpolated; NaN of none.
-fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
+pub(super) fn quantile(mut values: Vec<f64>, share: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let Some(last) = values.len().checked_sub(1) else {
         return f64::NAN;
