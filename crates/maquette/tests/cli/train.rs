@@ -312,7 +312,7 @@ fn masked_words_are_guessed_and_the_reader_is_tuned() {
         let label = ["low", "high"][i % 2];
         format!("{{\"text\": \"a story {i}\", \"label\": \"{label}\"}}\n")
     });
-    bench.write("texts.jsonl", &lines.collect::<String>());
+    bench.write("texts.jsonl", lines.collect::<String>());
     bench.write("tuned.toml", tuned);
     for reader in ["bert", "bag-of-words"] {
         let json = bench
@@ -340,7 +340,7 @@ fn masked_words_are_guessed_and_the_reader_is_tuned() {
     bench
         .run("train tuned.toml --set data.task=tag --set data.source=whereabouts")
         .fails(2, &["whereabouts to answer"]);
-    bench.write("no-init.toml", &tuned.replace("init = \"run\"\n", ""));
+    bench.write("no-init.toml", tuned.replace("init = \"run\"\n", ""));
     bench
         .run("train no-init.toml --data texts.jsonl")
         .fails(1, &["--set init="]);
