@@ -32,6 +32,9 @@ pub enum EvalError {
         /// What may be given.
         allowed: &'static str,
     },
+    /// An iteration that did not come to its end.
+    #[error("{0} did not converge: are the features all usable numbers?")]
+    NoConvergence(&'static str),
 }
 
 /// At least `needed`, or the error that says so.

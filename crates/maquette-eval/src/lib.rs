@@ -14,9 +14,11 @@ pub mod divergence;
 pub mod diversity;
 mod error;
 mod estimate;
+pub mod image;
 pub mod likelihood;
 pub mod modes;
 pub mod neighbours;
+mod points;
 pub mod rolling;
 mod signature;
 pub mod tasks;
@@ -25,4 +27,5 @@ pub mod two_sample;
 
 pub use error::EvalError;
 pub use estimate::Estimate;
+pub use points::Points;
 pub use signature::Signature;

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::Order;
 use maquette_data::points::{self, PointSet};
 use maquette_eval::modes::{ModeRule, Modes, modes};
-use maquette_eval::two_sample::{Points, sliced_wasserstein};
+use maquette_eval::{Points, two_sample::sliced_wasserstein};
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, noise, sample};
 use maquette_models::diffusion::DiffusionConfig;
 use maquette_models::diffusion::mlp::{DenoiserMlp, DenoiserMlpConfig};
