@@ -17,6 +17,7 @@
 
 mod augment;
 mod error;
+mod features;
 pub mod glyphs;
 pub mod images;
 pub mod labelled;
@@ -39,6 +40,7 @@ pub mod tokenizer;
 
 pub use augment::Augment;
 pub use error::{DataError, Result};
+pub use features::Features;
 pub use images::{ImageSet, Split};
 pub use normalize::Normalization;
 pub use order::Order;

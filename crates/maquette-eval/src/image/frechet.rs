@@ -4,9 +4,9 @@ use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, Mat, Side, get_global_parallelism};
 
 use super::matrix::{columns, inner};
+use crate::EvalError;
 use crate::error::{at_least, same};
 use crate::points::Points;
-use crate::EvalError;
 
 /// Features that are centred at a time.
 const BLOCK: usize = 1024;
@@ -102,7 +102,12 @@ fn root(matrix: Mat<f64>) -> Result<Mat<f64>, EvalError> {
 /// Features of different widths, or a singular value iteration that did not end.
 pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64, EvalError> {
     same("numbers per feature vector", a.dims(), b.dims())?;
-    let between: f64 = a.mean.iter().zip(&b.mean).map(|(a, b)| (a - b).powi(2)).sum();
+    let between: f64 = a
+        .mean
+        .iter()
+        .zip(&b.mean)
+        .map(|(a, b)| (a - b).powi(2))
+        .sum();
     let spread = a.factor.squared_norm_l2() + b.factor.squared_norm_l2();
     let overlap: f64 = inner(a.factor.as_ref(), b.factor.as_ref())
         .singular_values()
@@ -138,7 +143,10 @@ mod tests {
             );
             let want = case["fid"].as_f64().unwrap();
             let got = got.unwrap();
-            assert!((got - want).abs() < 1e-6 * want.max(1.0), "{got} is not {want}");
+            assert!(
+                (got - want).abs() < 1e-6 * want.max(1.0),
+                "{got} is not {want}"
+            );
         }
     }
 

@@ -43,8 +43,9 @@ pub fn kernel_distance(
     same("numbers per feature vector", a.dims(), b.dims())?;
     let distances: Vec<f64> = (0..subsets)
         .map(|_| {
-            let mut pick =
-                |from: Points<'_>| columns(from, index::sample(rng, from.len(), size).into_iter(), None);
+            let mut pick = |from: Points<'_>| {
+                columns(from, index::sample(rng, from.len(), size).into_iter(), None)
+            };
             let (a, b) = (pick(a), pick(b));
             unbiased(a.as_ref(), b.as_ref())
         })
@@ -76,7 +77,9 @@ fn unbiased(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
     let (n, m) = (a.ncols() as f64, b.ncols() as f64);
     let within = |x: MatRef<'_, f64>| {
         let products = inner(x, x);
-        let of_itself: f64 = (0..x.ncols()).map(|i| kernel(products[(i, i)], x.nrows())).sum();
+        let of_itself: f64 = (0..x.ncols())
+            .map(|i| kernel(products[(i, i)], x.nrows()))
+            .sum();
         total(&products, x.nrows()) - of_itself
     };
     within(a) / (n * (n - 1.0)) + within(b) / (m * (m - 1.0))
@@ -86,7 +89,12 @@ fn unbiased(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> f64 {
 fn total(products: &Mat<f64>, dims: usize) -> f64 {
     let columns = products.col_iter();
     columns
-        .map(|column| column.iter().map(|product| kernel(*product, dims)).sum::<f64>())
+        .map(|column| {
+            column
+                .iter()
+                .map(|product| kernel(*product, dims))
+                .sum::<f64>()
+        })
         .sum()
 }
 
@@ -130,7 +138,10 @@ mod tests {
         let rng = &mut rng(1, Stream::Evaluate, 0);
         let got = kernel_distance(a, b, 200, a.len() / 2, rng).unwrap();
         let error = got.deviation / (got.subsets as f64).sqrt();
-        assert!((got.mean - whole).abs() < 4.0 * error, "{got:?} against {whole}");
+        assert!(
+            (got.mean - whole).abs() < 4.0 * error,
+            "{got:?} against {whole}"
+        );
         assert!(got.deviation > 0.0);
         // A subset of everything is everything.
         let all = kernel_distance(a, b, 2, a.len().min(b.len()), rng).unwrap();

@@ -33,7 +33,11 @@ const BLOCK: usize = 512;
 pub fn manifold(real: Points<'_>, generated: Points<'_>, k: usize) -> Result<Manifold, EvalError> {
     same("numbers per feature vector", real.dims(), generated.dims())?;
     at_least("neighbours", 1, k)?;
-    at_least("images of each side", k + 1, real.len().min(generated.len()))?;
+    at_least(
+        "images of each side",
+        k + 1,
+        real.len().min(generated.len()),
+    )?;
     let (real, generated) = (Set::new(real), Set::new(generated));
     let (real_radii, made_radii) = (real.radii(k), generated.radii(k));
     // Per generated sample, in how many balls of real ones it lies.

@@ -1,26 +1,26 @@
-//! `maquette metric`: metrics alone, on files.
+//! Metrics of texts, line by line.
 
 use std::path::Path;
 
-use maquette::eval::bootstrap::{self, Comparison, Interval};
+use maquette::eval::bootstrap;
 use maquette::eval::text::{
     Bleu, BleuTokenizer, Chrf, Rouge, Smoothing, Ter, distinct_n, exact_match, self_bleu, token_f1,
 };
 use maquette::eval::{EvalError, Signature};
 use maquette::rng::{Stream, rng};
-use serde_json::{Map, Value, json};
 
-use crate::args::{BleuSmoothing, BleuTokenization, MetricCommand, SegmentArgs};
+use super::report::Report;
+use crate::args::{BleuSmoothing, BleuTokenization, SegmentArgs, TextMetric};
 use crate::errors::{Usage, failed};
-use crate::output::Output;
 
 /// The probability of every interval.
 const LEVEL: f64 = 0.95;
 
-/// Measure what the sub-command names.
-pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> {
-    match command {
-        MetricCommand::Bleu {
+/// Measures what the sub-command names.
+pub(super) fn measure(metric: TextMetric) -> miette::Result<Report> {
+    let mut report = Report::default();
+    match metric {
+        TextMetric::Bleu {
             segments,
             tokenize,
             smooth,
@@ -38,7 +38,6 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 ..bleu.clone()
             };
             let corpus = Corpus::read(segments)?;
-            let mut report = Report::default();
             corpus.measure(
                 &mut report,
                 "bleu",
@@ -50,9 +49,8 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                     all => bleu.score(all.iter().copied()).score,
                 },
             )?;
-            report.print(output);
         }
-        MetricCommand::Chrf {
+        TextMetric::Chrf {
             segments,
             word_order,
             lowercase,
@@ -63,7 +61,6 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 ..Chrf::default()
             };
             let corpus = Corpus::read(segments)?;
-            let mut report = Report::default();
             let name = if word_order == 2 { "chrf++" } else { "chrf" };
             corpus.measure(
                 &mut report,
@@ -72,9 +69,8 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 |hypothesis, references| chrf.counts(hypothesis, references),
                 |counts| chrf.score(counts.iter().copied()),
             )?;
-            report.print(output);
         }
-        MetricCommand::Ter {
+        TextMetric::Ter {
             segments,
             normalized,
             no_punct,
@@ -88,7 +84,6 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 case_sensitive,
             };
             let corpus = Corpus::read(segments)?;
-            let mut report = Report::default();
             corpus.measure(
                 &mut report,
                 "ter",
@@ -96,13 +91,11 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 |hypothesis, references| ter.counts(hypothesis, references),
                 |counts| ter.score(counts.iter().copied()),
             )?;
-            report.print(output);
         }
-        MetricCommand::Rouge { segments, stem } => {
+        TextMetric::Rouge { segments, stem } => {
             let rouge = Rouge { stemmer: stem };
             let mut corpus = Corpus::read(segments)?;
             corpus.break_lines();
-            let mut report = Report::default();
             type Score = fn(&Rouge, &str, &[&str]) -> Result<f64, EvalError>;
             let scores: [(&str, Score); 4] = [
                 ("rouge1", |rouge, h, r| Ok(rouge.n(h, r, 1)?.f1)),
@@ -120,11 +113,9 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                     mean,
                 )?;
             }
-            report.print(output);
         }
-        MetricCommand::Answers { segments } => {
+        TextMetric::Answers { segments } => {
             let corpus = Corpus::read(segments)?;
-            let mut report = Report::default();
             let signature = |name| {
                 let signature = Signature::new(name).with("normalisation", "squad");
                 signature.as_str().to_owned()
@@ -138,12 +129,10 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 mean,
             )?;
             corpus.measure(&mut report, "f1", signature("f1"), token_f1, mean)?;
-            report.print(output);
         }
-        MetricCommand::Diversity { texts, max_n } => {
+        TextMetric::Diversity { texts, max_n } => {
             let lines = lines(&texts)?;
             let ids = words_as_ids(&lines);
-            let mut report = Report::default();
             for n in 1..=max_n.min(3) {
                 let value = distinct_n(&ids, n).map_err(failed)?;
                 let signature = Signature::new("distinct")
@@ -156,10 +145,9 @@ pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> 
                 .with("max_n", max_n)
                 .with("words", "space");
             report.add("self_bleu", value, signature.as_str());
-            report.print(output);
         }
     }
-    Ok(())
+    Ok(report)
 }
 
 fn tokenizer(tokenize: BleuTokenization) -> BleuTokenizer {
@@ -325,79 +313,5 @@ impl Corpus {
             report.intervals.insert(name.to_owned(), interval);
         }
         Ok(())
-    }
-}
-
-/// What is printed.
-#[derive(Default)]
-struct Report {
-    /// Name, value and signature.
-    metrics: Vec<(String, f64, String)>,
-    intervals: std::collections::BTreeMap<String, Interval>,
-    comparisons: std::collections::BTreeMap<String, Comparison>,
-    segments: std::collections::BTreeMap<String, Vec<f64>>,
-}
-
-impl Report {
-    fn add(&mut self, name: &str, value: f64, signature: &str) {
-        let row = (name.to_owned(), value, signature.to_owned());
-        self.metrics.push(row);
-    }
-
-    fn print(&self, output: Output) {
-        for (name, values) in &self.segments {
-            for (line, value) in values.iter().enumerate() {
-                output.line(format_args!("{}\t{name}\t{value:.4}", line + 1));
-            }
-        }
-        for (name, value, _) in &self.metrics {
-            let interval = self.intervals.get(name).map_or(String::new(), |interval| {
-                format!("  95 %: {:.4} to {:.4}", interval.low, interval.high)
-            });
-            output.line(format_args!("{name:12} {value:10.4}{interval}"));
-            if let Some(Comparison {
-                baseline,
-                difference,
-                p_value,
-                ..
-            }) = self.comparisons.get(name)
-            {
-                output.line(format_args!(
-                    "{:12} {:10.4}  95 %: {:.4} to {:.4}\n{:12} {:+10.4}  95 %: {:+.4} to {:+.4}  p = {p_value:.4}",
-                    "  baseline",
-                    baseline.value,
-                    baseline.low,
-                    baseline.high,
-                    "  difference",
-                    difference.value,
-                    difference.low,
-                    difference.high,
-                ));
-            }
-        }
-        for (name, _, signature) in &self.metrics {
-            output.line(format_args!("# {name}: {signature}"));
-        }
-        let metrics: Map<String, Value> = self
-            .metrics
-            .iter()
-            .map(|m| (m.0.clone(), m.1.into()))
-            .collect();
-        let signatures: Map<String, Value> = self
-            .metrics
-            .iter()
-            .map(|m| (m.0.clone(), m.2.clone().into()))
-            .collect();
-        let mut object = json!({ "metrics": metrics, "signature": signatures });
-        if !self.intervals.is_empty() {
-            object["intervals"] = json!(self.intervals);
-        }
-        if !self.comparisons.is_empty() {
-            object["comparisons"] = json!(self.comparisons);
-        }
-        if !self.segments.is_empty() {
-            object["segments"] = json!(self.segments);
-        }
-        output.object(&object);
     }
 }
