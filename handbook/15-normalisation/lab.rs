@@ -165,7 +165,7 @@ fn cell(
     };
     let penalties = match regulariser {
         Regulariser::L1 => penalty(PenaltyKind::L1, 1e-3),
-        Regulariser::L2 => penalty(PenaltyKind::L2, 1e-2),
+        Regulariser::L2 => penalty(PenaltyKind::L2, 2e-2),
         _ => Vec::new(),
     };
     let trained = match train(lab, (x, set), config, penalties)? {

@@ -152,6 +152,12 @@ fn logits_are_those_of_training_however_the_text_is_cut() {
     }
 }
 
+/// Root mean square of the differences, as a share of that of `expected`.
+fn distance(got: &[f32], expected: &[f32]) -> f32 {
+    let squares: f32 = got.iter().zip(expected).map(|(a, b)| (a - b).powi(2)).sum();
+    (squares / expected.iter().map(|b| b * b).sum::<f32>()).sqrt()
+}
+
 #[test]
 fn folders_and_files_give_the_same_logits() {
     let dir = tempfile::tempdir().unwrap();
@@ -181,9 +187,15 @@ fn folders_and_files_give_the_same_logits() {
             let (_, widened) = gguf::load(&opened, &Device::flex()).unwrap();
             let expected = self::expected(&widened, &ids);
             let weights = Weights::of_raw(RawWeights::gguf(&opened).unwrap()).unwrap();
-            let tolerance = if name == "f32" { 1e-4 } else { 0.2 };
             let got = logits(&weights, &ids, 40);
-            assert_close(&got, &expected, tolerance, &format!("{name} {config:?}"));
+            let what = format!("{name} {config:?}");
+            if name == "f32" {
+                assert_close(&got, &expected, 1e-4, &what);
+            }
+            // The input of a product is rounded to eight bits, an error of half a percent or so that
+            // two layers of random weights amplify.
+            let error = distance(&got, &expected);
+            assert!(error < 0.05, "{what}: {error} of the logits");
         }
     }
 }

@@ -52,10 +52,10 @@ pub(super) fn scaling(factors: &[f32], d_head: usize, theta: f64) -> Option<Rope
             let slope = (y - y1) / (x - x1);
             (x + (1.0 - y) / slope, x - y / slope)
         }
-        // One point, or none between two neighbours: any line through it.
+        // One point between two neighbours: any line through it that is steep enough to pass them by.
         (Some((x, y)), None) => {
-            let low = x / (1.0 + 3.0 * y);
-            (4.0 * low, low)
+            let width = 0.01 * x;
+            (x + (1.0 - y) * width, x - y * width)
         }
         (None, _) => {
             let whole = points.iter().rev().find(|(_, kept)| *kept > 0.5)?.0;
