@@ -36,7 +36,8 @@ pub enum GenerateError {
     EmptyPrompt,
     /// A prompt that the context cannot hold.
     #[error(
-        "the prompt has {length} tokens, {} more than the context of {context}; shorten it",
+        "the prompt has {length} tokens, {} more than the context of {context}; shorten it, or keep \
+         only its end (--truncate)",
         length - context
     )]
     PromptTooLong {
@@ -86,6 +87,19 @@ pub enum GenerateError {
     /// The tokenizer cannot spell what was generated.
     #[error("cannot turn the generated tokens into text: {0}")]
     Decode(String),
+    /// A search that would leave the model's context.
+    #[error(
+        "a prompt of {prompt} tokens and {max_tokens} after it do not fit into the model's context of \
+         {context}; a search cannot forget the beginning: ask for fewer tokens (--max-tokens)"
+    )]
+    NoRoom {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens asked for.
+        max_tokens: usize,
+        /// The most that the model reads.
+        context: usize,
+    },
     /// A tokenizer that is not understood.
     #[error("{0}")]
     Tokenizer(String),

@@ -14,6 +14,7 @@ pub mod image;
 pub mod latent;
 pub mod likelihood;
 pub mod sampling;
+pub mod search;
 pub mod text;
 
 pub use error::GenerateError;

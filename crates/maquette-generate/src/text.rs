@@ -1,10 +1,17 @@
 //! Text, token by token: the loop around a language model, and the way from ids to a stream of
 //! whole characters that stops where it was told to.
 
+mod continuation;
+mod score;
+mod strategy;
 mod stream;
 
+pub use continuation::{Continuation, Progress};
+pub use score::score;
+pub use strategy::{Strategy, best_of};
+
 use crate::GenerateError;
-use crate::sampling::{Bound, Decoding, bounded, sample};
+use crate::sampling::{Bias, Breakers, Decoding, TokenLogProb, TokenSampler};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use maquette_data::Tokenizer;
@@ -12,9 +19,7 @@ use maquette_models::Gpt;
 use maquette_models::nn::KvCache;
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
-use std::fmt::Display;
 use std::ops::ControlFlow;
-use stream::{Characters, StopFilter};
 
 /// How much text to make and where to stop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +33,14 @@ pub struct GenerateOptions {
     pub end_tokens: Vec<u32>,
     /// How each token is chosen.
     pub decoding: Decoding,
+    /// Added to the logits of single tokens.
+    pub logit_bias: Vec<Bias>,
+    /// What no repetition reaches across, for [`Dry`](crate::sampling::Dry).
+    pub dry_breakers: Vec<String>,
+    /// Tell the log-probability of every token, and of as many alternatives.
+    pub log_probs: Option<usize>,
+    /// Keep the end of a prompt that is longer than the context, instead of refusing it.
+    pub truncate: bool,
 }
 
 impl Default for GenerateOptions {
@@ -37,7 +50,41 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             end_tokens: Vec::new(),
             decoding: Decoding::default(),
+            logit_bias: Vec::new(),
+            dry_breakers: Breakers::USUAL.map(str::to_owned).to_vec(),
+            log_probs: None,
+            truncate: false,
         }
+    }
+}
+
+impl GenerateOptions {
+    /// The prompt, or where it may be cut its end that fits into `context`.
+    pub fn fit<'a>(&self, prompt: &'a [u32], context: usize) -> &'a [u32] {
+        match self.truncate {
+            true => &prompt[prompt.len().saturating_sub(context)..],
+            false => prompt,
+        }
+    }
+
+    /// A sampler for one text after `prompt`.
+    ///
+    /// # Errors
+    /// An option out of range, or an empty prompt.
+    pub fn sampler(
+        &self,
+        tokenizer: &Tokenizer,
+        prompt: &[u32],
+    ) -> Result<TokenSampler, GenerateError> {
+        let breakers = match self.decoding.dry {
+            Some(_) => Breakers::new(&self.dry_breakers, tokenizer)?,
+            None => Breakers::default(),
+        };
+        let sampler = TokenSampler::new(self.decoding, prompt)?
+            .bias(self.logit_bias.clone())
+            .breakers(breakers)
+            .log_probs(self.log_probs);
+        Ok(sampler)
     }
 }
 
@@ -56,7 +103,7 @@ pub enum StopReason {
 }
 
 /// A finished piece of text.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
     /// Every token drawn, also those whose text a stop string cut off.
     pub ids: Vec<u32>,
@@ -64,6 +111,8 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub stop: StopReason,
+    /// The log-probabilities of `ids`, if they were asked for.
+    pub log_probs: Vec<TokenLogProb>,
 }
 
 /// What a language model is asked to read before it gives the logits of the next token.
@@ -113,10 +162,23 @@ pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, G
     }
 }
 
-/// Continues `prompt` with a [`Gpt`] and the tokenizer it was trained with: [`generate`] with
-/// everything filled in. What the tokenizer's template puts before a text is put there; its
-/// end-of-text token ends the text, whether or not it is
-/// among the options, and stands for an empty prompt.
+/// The tokens to go on from: `prompt` with what the tokenizer's template puts before a text, or, where
+/// that is nothing, its end-of-text token.
+///
+/// # Errors
+/// [`GenerateError::Encode`].
+pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, GenerateError> {
+    let mut ids = tokenizer
+        .encode_with_template(prompt)
+        .map_err(|e| GenerateError::Encode(e.to_string()))?;
+    if ids.is_empty() {
+        ids.extend(tokenizer.end_of_text());
+    }
+    Ok(ids)
+}
+
+/// Continues `prompt` with a [`Gpt`] and the tokenizer it was trained with: [`complete_ids`] after
+/// [`encode_prompt`].
 ///
 /// # Errors
 /// As [`generate`]; an empty prompt when the tokenizer has no end-of-text token.
@@ -128,26 +190,90 @@ pub fn complete(
     rng: &mut Rng,
     on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError> {
-    let end = tokenizer.end_of_text();
-    let mut ids = tokenizer
-        .encode_with_template(prompt)
-        .map_err(|e| GenerateError::Encode(e.to_string()))?;
-    if ids.is_empty() {
-        ids.extend(end);
-    }
+    let ids = encode_prompt(tokenizer, prompt)?;
+    complete_ids(model, tokenizer, &ids, options, rng, on_text)
+}
+
+/// Continues the tokens of a prompt. The tokenizer's end-of-text token ends the text, whether or not
+/// it is among the options.
+///
+/// # Errors
+/// As [`generate`].
+pub fn complete_ids(
+    model: &Gpt,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    rng: &mut Rng,
+    on_text: impl FnMut(&str) -> ControlFlow<()>,
+) -> Result<Generated, GenerateError> {
     let mut options = options.clone();
-    options.end_tokens.extend(end);
-    let decode = |ids: &[u32]| tokenizer.decode_visible(ids);
-    generate(&mut gpt(model), &ids, &options, decode, rng, on_text)
+    options.end_tokens.extend(tokenizer.end_of_text());
+    let prompt = options.fit(prompt, model.seq_len());
+    let sampler = options.sampler(tokenizer, prompt)?;
+    let text = Continuation::new(sampler, &options, decoder(tokenizer));
+    generate(&mut gpt(model), text, rng, on_text)
+}
+
+/// What a reader sees of ids.
+fn decoder(tokenizer: &Tokenizer) -> impl Fn(&[u32]) -> Result<String, GenerateError> {
+    move |ids| {
+        let text = tokenizer.decode_visible(ids);
+        text.map_err(|e| GenerateError::Decode(e.to_string()))
+    }
+}
+
+/// Reads `prompt` and then every token that `next` gives for the logits, until it gives none.
+///
+/// When the context is full, the model starts again on the last half of it.
+///
+/// # Errors
+/// An empty prompt, one that is longer than the context, a token outside the vocabulary, or what
+/// `forward` and `next` report.
+fn drive<F>(
+    model: &mut TokenModel<F>,
+    prompt: &[u32],
+    mut next: impl FnMut(&[f32]) -> Result<Option<u32>, GenerateError>,
+) -> Result<(), GenerateError>
+where
+    F: FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>,
+{
+    if prompt.is_empty() {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    let vocab_size = model.vocab_size;
+    if let Some(&token) = prompt.iter().find(|id| **id as usize >= vocab_size) {
+        return Err(GenerateError::UnknownToken { token, vocab_size });
+    }
+    let seq_len = model.seq_len.max(1);
+    if prompt.len() > seq_len {
+        return Err(GenerateError::PromptTooLong {
+            length: prompt.len(),
+            context: seq_len,
+        });
+    }
+    let mut window = prompt.to_vec();
+    let mut logits = (model.forward)(Feed::Restart(&window))?;
+    while let Some(id) = next(&logits)? {
+        window.push(id);
+        logits = if window.len() > seq_len {
+            window.drain(..window.len() - (seq_len / 2).max(1));
+            (model.forward)(Feed::Restart(&window))?
+        } else {
+            (model.forward)(Feed::Append(id))?
+        };
+    }
+    Ok(())
 }
 
 /// Generates token ids until `max_tokens`, or until `on_token` breaks; returns all of them.
 ///
-/// When the context is full, the model starts again on the last half of it. A prompt longer than
-/// the context is cut to its end. The repetition penalty of `decoding` counts prompt and output.
+/// When the context is full, the model starts again on the last half of it. The penalties of
+/// `decoding` count prompt and output.
 ///
 /// # Errors
-/// An empty prompt, options out of range, or what `forward` reports.
+/// An empty prompt or one that is longer than the context, options out of range, or what `forward`
+/// reports.
 pub fn generate_ids<F>(
     model: &mut TokenModel<F>,
     prompt: &[u32],
@@ -159,106 +285,50 @@ pub fn generate_ids<F>(
 where
     F: FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>,
 {
-    decoding.check()?;
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt);
-    }
-    let vocab_size = model.vocab_size;
-    if let Some(&token) = prompt.iter().find(|id| **id as usize >= vocab_size) {
-        return Err(GenerateError::UnknownToken { token, vocab_size });
-    }
+    let mut sampler = TokenSampler::new(*decoding, prompt)?;
     if max_tokens == 0 {
         return Ok(Vec::new());
     }
-    let seq_len = model.seq_len.max(1);
-    let mut window = prompt[prompt.len().saturating_sub(seq_len)..].to_vec();
-    let mut history = prompt.to_vec();
-    let mut bound = Bound::of(decoding);
-    let mut logits = (model.forward)(Feed::Restart(&window))?;
-    loop {
-        let probabilities = bounded(&logits, &history, decoding, bound)?;
-        let id = sample(&probabilities, rng);
-        bound.follow(probabilities[id as usize]);
-        history.push(id);
-        if on_token(id)?.is_break() || history.len() == prompt.len() + max_tokens {
-            return Ok(history.split_off(prompt.len()));
-        }
-        window.push(id);
-        logits = if window.len() > seq_len {
-            window.drain(..window.len() - (seq_len / 2).max(1));
-            (model.forward)(Feed::Restart(&window))?
-        } else {
-            (model.forward)(Feed::Append(id))?
-        };
-    }
+    drive(model, prompt, |logits| {
+        let id = sampler.draw(logits, rng)?.id;
+        let done = on_token(id)?.is_break() || sampler.drawn().len() == max_tokens;
+        Ok((!done).then_some(id))
+    })?;
+    Ok(sampler.drawn().to_vec())
 }
 
-/// Generates text after `prompt` and hands it to `on_text` as it comes, in whole characters;
-/// `on_text` may break off. The pieces together are the text that is returned.
-///
-/// `decode` turns ids into text, with U+FFFD where bytes make no whole character.
+/// Draws `text` to its end and hands it to `on_text` as it comes, in whole characters; `on_text` may
+/// break off. The pieces together are the text that is returned.
 ///
 /// # Errors
-/// As [`generate_ids`], or what `decode` reports.
-pub fn generate<F, E: Display>(
+/// As [`generate_ids`]; what the text's `decode` reports.
+pub fn generate<F, D>(
     model: &mut TokenModel<F>,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    decode: impl Fn(&[u32]) -> Result<String, E>,
+    mut text: Continuation<D>,
     rng: &mut Rng,
     mut on_text: impl FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError>
 where
     F: FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>,
+    D: Fn(&[u32]) -> Result<String, GenerateError>,
 {
-    let decode = |ids: &[u32]| decode(ids).map_err(|e| GenerateError::Decode(e.to_string()));
-    let mut characters = Characters::after(prompt, decode);
-    let mut filter = StopFilter::new(&options.stop);
-    let mut text = String::new();
-    let mut stop = StopReason::MaxTokens;
-    let mut emit = |piece: &str| {
-        text.push_str(piece);
-        match piece {
-            "" => ControlFlow::Continue(()),
-            piece => on_text(piece),
-        }
-    };
-    let on_token = |id: u32| {
-        if options.end_tokens.contains(&id) {
-            stop = StopReason::EndToken;
-            return Ok(ControlFlow::Break(()));
-        }
-        let (piece, stopped) = filter.push(&characters.push(id)?);
-        let cancelled = emit(&piece).is_break();
-        if stopped {
-            stop = StopReason::StopString;
-        } else if cancelled {
-            stop = StopReason::Cancelled;
-        }
-        Ok(match stopped || cancelled {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
-        })
-    };
-    let ids = generate_ids(
-        model,
-        prompt,
-        options.max_tokens,
-        &options.decoding,
-        rng,
-        on_token,
-    )?;
-    // What waited for more bytes or might have become a stop string is text after all.
-    if matches!(stop, StopReason::MaxTokens | StopReason::EndToken) {
-        let (piece, stopped) = filter.push(&characters.rest()?);
-        let _ = emit(&piece);
-        if stopped {
-            stop = StopReason::StopString;
-        } else {
-            let _ = emit(&filter.rest());
-        }
+    if text.max_tokens() == 0 {
+        return Ok(text.finish());
     }
-    Ok(Generated { ids, text, stop })
+    let prompt = text.prompt().to_vec();
+    drive(model, &prompt, |logits| {
+        let Progress {
+            id,
+            piece,
+            mut stop,
+        } = text.step(logits, rng)?;
+        if !piece.is_empty() && on_text(&piece).is_break() && stop.is_none() {
+            text.cancel();
+            stop = Some(StopReason::Cancelled);
+        }
+        Ok(stop.is_none().then_some(id))
+    })?;
+    Ok(text.finish())
 }
 
 #[cfg(test)]

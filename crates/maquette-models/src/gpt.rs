@@ -590,6 +590,24 @@ impl Gpt {
         self.logits(self.hidden(tokens, reading).0)
     }
 
+    /// As [`Gpt::forward_cached`], and with the logits the features that they are read from, which
+    /// contrastive search compares.
+    ///
+    /// # Shapes
+    /// - features: `[batch, seq, d_model]`
+    pub fn features_cached(
+        &self,
+        tokens: Tensor<2, Int>,
+        cache: &mut KvCache,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let reading = Reading {
+            cache: Some(cache),
+            ..Reading::default()
+        };
+        let features = self.hidden(tokens, reading).0;
+        (self.logits(features.clone()), features)
+    }
+
     /// Features after the last norm, `[batch, seq, d_model]`, and how experts were used.
     fn hidden(&self, tokens: Tensor<2, Int>, reading: Reading<'_>) -> (Tensor<3>, Vec<Routing>) {
         let Reading {

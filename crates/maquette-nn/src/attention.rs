@@ -2,7 +2,7 @@
 
 use burn::{
     module::Module,
-    tensor::{Device, Tensor, TensorData, activation::softmax},
+    tensor::{Device, Int, Tensor, TensorData, activation::softmax},
 };
 use maquette_kernels::{AttentionOptions, attention, self_attention};
 
@@ -478,6 +478,14 @@ impl KvCache {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.layers.clear();
+    }
+
+    /// Keeps the rows of the batch at `rows`, in that order and as often as they stand there, `[kept]`.
+    pub fn select(&mut self, rows: Tensor<1, Int>) {
+        for (k, v) in &mut self.layers {
+            *k = k.clone().select(0, rows.clone());
+            *v = v.clone().select(0, rows.clone());
+        }
     }
 
     /// Appends the new positions of one layer and returns all of that layer's keys and values.

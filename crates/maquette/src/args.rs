@@ -1,13 +1,14 @@
 //! The command line, as typed by the user. Nothing here is resolved yet: see `commands`.
 
+mod generate;
 mod metric;
 
 use std::path::PathBuf;
 
 use clap::builder::TypedValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use maquette::generate::sampling::Order;
 
+pub(crate) use generate::{EarlyStopping, GenerateArgs, ImageArgs, SamplingArgs, SearchArgs};
 pub(crate) use metric::*;
 
 /// Everything `maquette` understands.
@@ -100,113 +101,6 @@ pub(crate) struct TrainArgs {
     /// Print the resolved recipe, parameter count, memory and time estimate; train nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
-}
-
-/// `maquette generate`.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
-)]
-pub(crate) struct GenerateArgs {
-    /// A run folder, or a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT model.
-    #[arg(required_unless_present = "replay")]
-    pub(crate) model: Option<PathBuf>,
-    /// The text to go on from, or to fill (BERT, with [MASK]); `-` reads stdin.
-    #[arg(long, value_name = "TEXT")]
-    pub(crate) prompt: Option<String>,
-    /// How many outputs.
-    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1)]
-    pub(crate) count: usize,
-    /// The seed: the same seed makes the same output.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(crate) seed: u64,
-    /// Folder for images (default: the run's samples/), file for text.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) out: Option<PathBuf>,
-    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
-    #[arg(long, value_name = "D", default_value = "cpu")]
-    pub(crate) device: String,
-    /// Make the image again that this PNG holds, byte for byte, from the recipe inside it.
-    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["prompt", "label"])]
-    pub(crate) replay: Option<PathBuf>,
-    /// Text: how many tokens to make at most.
-    #[arg(long, value_name = "N", default_value_t = 200, help_heading = "Text")]
-    pub(crate) max_tokens: usize,
-    /// Text: 0 is greedy, 1 the model's own distribution.
-    #[arg(long, value_name = "T", default_value_t = 0.8, help_heading = "Text")]
-    pub(crate) temperature: f64,
-    /// Text: keep the K most probable tokens (0: all; for [MASK] show K, 0: five).
-    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Text")]
-    pub(crate) top_k: usize,
-    /// Text: keep the smallest set of tokens with this much probability.
-    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text")]
-    pub(crate) top_p: f64,
-    /// Text: drop tokens less probable than P times the best.
-    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
-    pub(crate) min_p: f64,
-    /// Text: keep the tokens with this much probability that surprise about as much as expected.
-    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Text")]
-    pub(crate) typical_p: f64,
-    /// Text: drop tokens more than N deviations of the logits below the best.
-    #[arg(long, value_name = "N", help_heading = "Text")]
-    pub(crate) top_n_sigma: Option<f64>,
-    /// Text: how often the top choices are excluded, see --xtc-threshold.
-    #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Text")]
-    pub(crate) xtc_probability: f64,
-    /// Text: how probable a token must be to count as a top choice; the least of them stays.
-    #[arg(long, value_name = "P", default_value_t = 0.1, help_heading = "Text")]
-    pub(crate) xtc_threshold: f64,
-    /// Text: hold the surprise at this many bits per token (Mirostat 2) instead of dropping tokens.
-    #[arg(long, value_name = "BITS", help_heading = "Text")]
-    pub(crate) mirostat_tau: Option<f64>,
-    /// Text: how fast Mirostat follows.
-    #[arg(long, value_name = "X", default_value_t = 0.1, help_heading = "Text")]
-    pub(crate) mirostat_eta: f64,
-    /// Text: take this from the logits of tokens already seen.
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true,
-        help_heading = "Text"
-    )]
-    pub(crate) presence_penalty: f64,
-    /// Text: take this from the logits of tokens for each time they were seen.
-    #[arg(
-        long,
-        value_name = "X",
-        default_value_t = 0.0,
-        allow_negative_numbers = true,
-        help_heading = "Text"
-    )]
-    pub(crate) frequency_penalty: f64,
-    /// Text: how many of the last tokens count as seen (default: all).
-    #[arg(long, value_name = "N", help_heading = "Text")]
-    pub(crate) penalty_window: Option<usize>,
-    /// Text: the order of the steps above (default: llama.cpp's, penalties first, temperature last).
-    #[arg(long, value_name = "A;B", help_heading = "Text")]
-    pub(crate) samplers: Option<Order>,
-    /// Text: divide the logits of tokens already seen by this.
-    #[arg(long, value_name = "R", default_value_t = 1.0, help_heading = "Text")]
-    pub(crate) repetition_penalty: f64,
-    /// Text: stop before this string; may be given several times.
-    #[arg(long, value_name = "TEXT", help_heading = "Text")]
-    pub(crate) stop: Vec<String>,
-    /// Text: write a page that shows who looks at whom: heads by block, tokens on hover.
-    #[arg(long, value_name = "FILE.html", help_heading = "Text")]
-    pub(crate) attention: Option<PathBuf>,
-    /// Images: denoising steps.
-    #[arg(long, value_name = "N", help_heading = "Images")]
-    pub(crate) steps: Option<usize>,
-    /// Images: classifier-free guidance scale; 1 is none.
-    #[arg(long, value_name = "W", help_heading = "Images")]
-    pub(crate) guidance: Option<f64>,
-    /// Images: class names or numbers to draw, separated by commas, repeated in turn.
-    #[arg(long, value_name = "A,B", help_heading = "Images")]
-    pub(crate) label: Option<String>,
-    /// Images: how to walk from noise to data.
-    #[arg(long, value_name = "S", help_heading = "Images")]
-    pub(crate) sampler: Option<String>,
 }
 
 /// `maquette evaluate`.

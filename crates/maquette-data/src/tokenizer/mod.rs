@@ -3,6 +3,7 @@
 //! All three are saved as a `tokenizer.json` that `tokenizers` and `transformers` open.
 
 mod byte_level;
+mod bytes;
 mod library;
 mod pieces;
 mod sentencepiece;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
@@ -47,6 +48,10 @@ impl Simple {
             Units::Bytes => TokenizerKind::Byte,
             Units::Chars { .. } => TokenizerKind::Char,
         }
+    }
+
+    pub(super) fn is_bytes(&self) -> bool {
+        matches!(self.units, Units::Bytes)
     }
 
     fn n_units(&self) -> usize {
@@ -264,6 +269,13 @@ fn distinct(tokens: &[String]) -> Vec<String> {
         }
     }
     seen
+}
+
+/// The inverse of [`byte_spelling`].
+pub(super) fn byte_of(spelt: char) -> Option<u8> {
+    static BYTES: OnceLock<HashMap<char, u8>> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| byte_spelling().into_iter().zip(0..=255).collect());
+    bytes.get(&spelt).copied()
 }
 
 /// How GPT-2 spells each byte as a visible character: itself where it is printable Latin-1, and

@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[allow(missing_docs)] // each is its option
 pub enum Step {
     Penalties,
+    Dry,
     TopNSigma,
     TopK,
     TypicalP,
@@ -20,8 +21,9 @@ pub enum Step {
 }
 
 /// Every step under its name, in llama.cpp's order.
-const ALL: [(&str, Step); 8] = [
+const ALL: [(&str, Step); 9] = [
     ("penalties", Step::Penalties),
+    ("dry", Step::Dry),
     ("top-n-sigma", Step::TopNSigma),
     ("top-k", Step::TopK),
     ("typical-p", Step::TypicalP),

@@ -7,6 +7,7 @@ use crate::GenerateError;
 /// Decoding one id at a time is wrong twice: a character may take several tokens, and tokenizers
 /// that write spaces with the following word drop the first one. So a few ids of context are
 /// always decoded along, and their text is taken off again.
+#[derive(Debug, Clone)]
 pub(super) struct Characters<D> {
     decode: D,
     ids: Vec<u32>,
@@ -61,15 +62,16 @@ impl<D: Fn(&[u32]) -> Result<String, GenerateError>> Characters<D> {
 }
 
 /// Holds text back as long as it might be the beginning of a stop string.
-pub(super) struct StopFilter<'a> {
-    stops: &'a [String],
+#[derive(Debug, Clone)]
+pub(super) struct StopFilter {
+    stops: Vec<String>,
     held: String,
 }
 
-impl<'a> StopFilter<'a> {
-    pub(super) fn new(stops: &'a [String]) -> Self {
+impl StopFilter {
+    pub(super) fn new(stops: &[String]) -> Self {
         Self {
-            stops,
+            stops: stops.to_vec(),
             held: String::new(),
         }
     }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::text::Strategy;
 use burn::tensor::Device;
 use maquette_data::tokenizer::TokenizerConfig;
 use maquette_models::gpt::{GptConfig, Positions};
@@ -29,9 +30,18 @@ fn scripted<'a>(
     }
 }
 
-fn bytes(ids: &[u32]) -> Result<String, String> {
+fn bytes(ids: &[u32]) -> Result<String, GenerateError> {
     let bytes: Vec<u8> = ids.iter().map(|&id| id as u8).collect();
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// A text of bytes after `prompt`.
+fn after(
+    prompt: &[u32],
+    options: &GenerateOptions,
+) -> Continuation<impl Fn(&[u32]) -> Result<String, GenerateError> + use<>> {
+    let sampler = TokenSampler::new(options.decoding, prompt).unwrap();
+    Continuation::new(sampler, options, bytes)
 }
 
 fn run(script: &str, options: &GenerateOptions) -> (Generated, Vec<String>) {
@@ -39,9 +49,7 @@ fn run(script: &str, options: &GenerateOptions) -> (Generated, Vec<String>) {
     let mut feeds = Vec::new();
     let generated = generate(
         &mut scripted(script.as_bytes(), 1000, &mut feeds),
-        &[1],
-        options,
-        bytes,
+        after(&[1], options),
         &mut rng(0, Stream::Sample, 0),
         |piece| {
             pieces.push(piece.to_owned());
@@ -83,9 +91,7 @@ fn a_character_begun_in_the_prompt_is_completed() {
     let e = "é".as_bytes();
     let generated = generate(
         &mut scripted(&[e[1], b'!'], 10, &mut feeds),
-        &[u32::from(b'x'), u32::from(e[0])],
-        &options(2, &[]),
-        bytes,
+        after(&[u32::from(b'x'), u32::from(e[0])], &options(2, &[])),
         &mut rng(0, Stream::Sample, 0),
         |_| ControlFlow::Continue(()),
     );
@@ -125,9 +131,7 @@ fn end_tokens_and_cancelling_stop() {
     let mut feeds = Vec::new();
     let generated = generate(
         &mut scripted(b"abcdef", 10, &mut feeds),
-        &[1],
-        &options(6, &[]),
-        bytes,
+        after(&[1], &options(6, &[])),
         &mut rng(0, Stream::Sample, 0),
         |piece| match piece {
             "b" => ControlFlow::Break(()),
@@ -145,7 +149,7 @@ fn end_tokens_and_cancelling_stop() {
 fn a_full_context_restarts_on_its_last_half() {
     let mut feeds = Vec::new();
     let mut model = scripted(b"x", 4, &mut feeds);
-    let prompt = [1, 2, 3, 4, 5, 6];
+    let prompt = [3, 4, 5, 6];
     let rng = &mut rng(0, Stream::Sample, 0);
     generate_ids(&mut model, &prompt, 6, &Decoding::greedy(), rng, |_| {
         Ok(ControlFlow::Continue(()))
@@ -172,6 +176,8 @@ fn bad_requests_are_named() {
     let d = Decoding::default();
     assert!(matches!(ids(&[], 1, &d), Err(GenerateError::EmptyPrompt)));
     assert!(ids(&[1], 0, &d).unwrap().is_empty());
+    let long = ids(&[1; 6], 1, &d).unwrap_err().to_string();
+    assert!(long.contains("6 tokens, 2 more"), "{long}");
     let unknown = ids(&[300], 1, &d).unwrap_err();
     assert!(unknown.to_string().contains("token 300"), "{unknown}");
     let wrong = Decoding {
@@ -239,11 +245,8 @@ fn the_seed_decides_the_text() {
     let model = config.init(&Device::flex(), &mut rng(1, Stream::Init, 0));
     let text = |seed| {
         let rng = &mut rng(seed, Stream::Sample, 0);
-        let options = options(20, &[]);
-        generate(&mut gpt(&model), &[7], &options, bytes, rng, |_| {
-            ControlFlow::Continue(())
-        })
-        .unwrap()
+        let text = after(&[7], &options(20, &[]));
+        generate(&mut gpt(&model), text, rng, |_| ControlFlow::Continue(())).unwrap()
     };
     assert_eq!(text(1), text(1));
     assert_ne!(text(1).ids, text(2).ids);
@@ -300,11 +303,15 @@ fn a_learnt_vocabulary_streams_whole_characters() {
         vocab_size: tokenizer.vocab_size(),
     };
     let mut pieces = Vec::new();
+    let options = options(script.len(), &[]);
+    let decode = |ids: &[u32]| {
+        let text = tokenizer.decode(ids);
+        text.map_err(|e| GenerateError::Decode(e.to_string()))
+    };
+    let sampler = options.sampler(&tokenizer, prompt).unwrap();
     let generated = generate(
         &mut model,
-        prompt,
-        &options(script.len(), &[]),
-        |ids| tokenizer.decode(ids),
+        Continuation::new(sampler, &options, decode),
         &mut rng(0, Stream::Sample, 0),
         |piece| {
             pieces.push(piece.to_owned());
@@ -333,9 +340,157 @@ proptest! {
     fn any_bytes_stream_to_their_lossy_text(script in prop::collection::vec(any::<u8>(), 1..40)) {
         let mut feeds = Vec::new();
         let generated = generate(
-            &mut scripted(&script, 1000, &mut feeds), &[1], &options(script.len(), &[]), bytes,
+            &mut scripted(&script, 1000, &mut feeds), after(&[1], &options(script.len(), &[])),
             &mut rng(0, Stream::Sample, 0), |_| ControlFlow::Continue(()),
         ).unwrap();
         prop_assert_eq!(generated.text, String::from_utf8_lossy(&script));
     }
+}
+
+/// A small model over bytes with likes and dislikes.
+fn byte_model(seq_len: usize) -> (Gpt, Tokenizer) {
+    let config = GptConfig {
+        vocab_size: 257,
+        seq_len,
+        d_model: 16,
+        n_layers: 2,
+        init: InitScheme::He,
+        ..GptConfig::default()
+    };
+    let model = config.init(&Device::flex(), &mut rng(2, Stream::Init, 0));
+    (model, Tokenizer::byte(&["<|endoftext|>".to_owned()]))
+}
+
+fn go_on(_: &str) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+#[test]
+fn a_drawn_texts_log_probabilities_are_its_score() {
+    let (model, tokenizer) = byte_model(64);
+    let asked = GenerateOptions {
+        log_probs: Some(3),
+        ..options(20, &[])
+    };
+    let prompt = tokenizer.encode("Once").unwrap();
+    let random = &mut rng(0, Stream::Sample, 0);
+    let made = complete_ids(&model, &tokenizer, &prompt, &asked, random, go_on).unwrap();
+    let all = [prompt.as_slice(), &made.ids].concat();
+    let scores = score(&model, &all, 3).unwrap();
+    assert_eq!(scores.len(), all.len() - 1);
+    assert_eq!(made.log_probs.len(), made.ids.len());
+    for (drawn, scored) in made.log_probs.iter().zip(&scores[prompt.len() - 1..]) {
+        assert_eq!(drawn.id, scored.id);
+        assert!((drawn.log_prob - scored.log_prob).abs() < 1e-4);
+        assert_eq!(drawn.top.len(), 3);
+        assert_eq!(drawn.top[0].0, scored.top[0].0);
+    }
+    assert!(score(&model, &[1], 3).unwrap().is_empty());
+    assert!(score(&model, &[], 3).unwrap().is_empty());
+    let long = score(&model, &[0; 66], 3).unwrap_err().to_string();
+    assert!(long.contains("2 more"), "{long}");
+}
+
+#[test]
+fn the_best_of_several_is_the_most_probable_on_average() {
+    let (model, tokenizer) = byte_model(64);
+    let asked = GenerateOptions {
+        log_probs: Some(0),
+        ..options(12, &[])
+    };
+    let prompt = [u32::from(b'a')];
+    let mean = |made: &Generated| {
+        let sum: f32 = made.log_probs.iter().map(|p| p.log_prob).sum();
+        sum / made.log_probs.len() as f32
+    };
+    let by = |strategy: Strategy| {
+        let random = &mut rng(7, Stream::Sample, 0);
+        strategy.complete(&model, &tokenizer, &prompt, &asked, random, go_on)
+    };
+    let best = by(Strategy::BestOf { count: 8 }).unwrap();
+    let random = &mut rng(7, Stream::Sample, 0);
+    let draws = (0..8).map(|_| complete_ids(&model, &tokenizer, &prompt, &asked, random, go_on));
+    let means: Vec<f32> = draws.map(|made| mean(&made.unwrap())).collect();
+    assert_eq!(mean(&best), means.into_iter().fold(f32::MIN, f32::max));
+    assert!(by(Strategy::BestOf { count: 0 }).is_err());
+}
+
+#[test]
+fn searches_with_one_candidate_are_greedy() {
+    let (model, tokenizer) = byte_model(64);
+    let asked = GenerateOptions {
+        decoding: Decoding::greedy(),
+        log_probs: Some(0),
+        ..options(20, &[])
+    };
+    let prompt = tokenizer.encode("Once").unwrap();
+    let by = |strategy: Strategy| {
+        let random = &mut rng(7, Stream::Sample, 0);
+        let made = strategy.complete(&model, &tokenizer, &prompt, &asked, random, go_on);
+        made.unwrap()
+    };
+    let greedy = by(Strategy::Draw);
+    let beam = by(Strategy::Beams {
+        beams: 1,
+        length_penalty: 1.0,
+        early_stopping: Default::default(),
+    });
+    let contrastive = by(Strategy::Contrastive {
+        top_k: 1,
+        penalty_alpha: 0.6,
+    });
+    for made in [beam, contrastive] {
+        assert_eq!((&made.ids, &made.text), (&greedy.ids, &greedy.text));
+        assert_eq!(made.log_probs.len(), greedy.log_probs.len());
+    }
+    let sum = |made: &Generated| made.log_probs.iter().map(|p| p.log_prob).sum::<f32>();
+    let wide = by(Strategy::Beams {
+        beams: 6,
+        length_penalty: 0.0,
+        early_stopping: Default::default(),
+    });
+    assert!(sum(&wide) > sum(&greedy) || wide.ids == greedy.ids);
+}
+
+#[test]
+fn a_long_prompt_is_refused_or_cut_to_its_end() {
+    let (model, tokenizer) = byte_model(8);
+    let by = |truncate, prompt: &str| {
+        let asked = GenerateOptions {
+            truncate,
+            decoding: Decoding::greedy(),
+            ..options(5, &[])
+        };
+        let random = &mut rng(7, Stream::Sample, 0);
+        complete(&model, &tokenizer, prompt, &asked, random, go_on)
+    };
+    let refused = by(false, "0123456789").unwrap_err().to_string();
+    assert!(
+        refused.contains("10 tokens, 2 more") && refused.contains("--truncate"),
+        "{refused}"
+    );
+    assert_eq!(
+        by(true, "0123456789").unwrap(),
+        by(false, "23456789").unwrap()
+    );
+}
+
+#[test]
+fn a_bias_decides() {
+    let (model, tokenizer) = byte_model(64);
+    let asked = GenerateOptions {
+        logit_bias: vec![Bias {
+            token: u32::from(b'q'),
+            add: 1000.0,
+        }],
+        ..options(3, &[])
+    };
+    let by = |asked: &GenerateOptions| {
+        let random = &mut rng(7, Stream::Sample, 0);
+        complete(&model, &tokenizer, "x", asked, random, go_on)
+    };
+    assert_eq!(by(&asked).unwrap().text, "qqq");
+    let mut outside = asked;
+    outside.logit_bias[0].token = 300;
+    assert!(by(&outside).unwrap_err().to_string().contains("token 300"));
 }

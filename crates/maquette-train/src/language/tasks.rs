@@ -14,7 +14,7 @@ use maquette_eval::tasks::{
 };
 use maquette_generate::likelihood::Scorer;
 use maquette_generate::sampling::Decoding;
-use maquette_generate::text::{GenerateOptions, generate, gpt};
+use maquette_generate::text::{GenerateOptions, complete_ids};
 use maquette_rng::{Stream, rng};
 use serde_json::{Map, Value, json};
 
@@ -418,8 +418,6 @@ impl Asker<'_> {
         if ids.is_empty() {
             ids.extend(begin);
         }
-        let mut end_tokens = ends.clone();
-        end_tokens.extend(tokenizer.end_of_text());
         let options = GenerateOptions {
             max_tokens,
             stop: until
@@ -427,13 +425,13 @@ impl Asker<'_> {
                 .filter(|stop| !stop.is_empty())
                 .cloned()
                 .collect(),
-            end_tokens,
+            end_tokens: ends.clone(),
             decoding: Decoding::greedy(),
+            ..GenerateOptions::default()
         };
-        let decode = |ids: &[u32]| tokenizer.decode_visible(ids);
         let unused = &mut rng(0, Stream::Sample, 0);
         let go_on = |_: &str| std::ops::ControlFlow::Continue(());
-        let made = generate(&mut gpt(model), &ids, &options, decode, unused, go_on)
+        let made = complete_ids(model, tokenizer, &ids, &options, unused, go_on)
             .map_err(TrainError::other)?;
         // As the harness decodes: what was written by itself, cut before what stops it.
         let text = tokenizer

@@ -7,7 +7,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::Tokenizer;
 use maquette_generate::fill::{Filled, fill};
 use maquette_generate::gguf as tokens;
-use maquette_generate::text::{GenerateOptions, complete};
+use maquette_generate::sampling::TokenLogProb;
+use maquette_generate::text::{GenerateOptions, StopReason, Strategy, encode_prompt, score};
 use maquette_models::nn::AttentionMaps;
 use maquette_models::{BertHead, BertInput, Gpt, gguf, hf};
 use maquette_rng::{Stream, rng};
@@ -44,6 +45,18 @@ pub struct TextAsk {
     pub options: GenerateOptions,
     /// Where to write a page that shows the attention on the first text.
     pub attention: Option<PathBuf>,
+    /// How the text is made.
+    pub strategy: Strategy,
+}
+
+/// The log-probability of a token, spelt.
+pub struct SpeltLogProb {
+    /// The token and its text.
+    pub token: (u32, String),
+    /// The natural logarithm of its probability.
+    pub log_prob: f32,
+    /// The most probable tokens, best first.
+    pub top: Vec<((u32, String), f32)>,
 }
 
 /// One output.
@@ -56,6 +69,10 @@ pub enum Made {
         text: String,
         /// Its tokens.
         ids: Vec<u32>,
+        /// Why it ended.
+        stop: StopReason,
+        /// Log-probabilities of its tokens, and of the prompt's from the second on, if asked for.
+        log_probs: [Vec<SpeltLogProb>; 2],
     },
     /// A text whose gaps were filled.
     Filled(Filled),
@@ -145,6 +162,17 @@ fn fitting(path: &Path, model: &Gpt, tokenizer: Tokenizer) -> Result<Tokenizer, 
     }
 }
 
+/// What stands for the ids.
+fn spell(tokenizer: &Tokenizer, log_probs: Vec<TokenLogProb>) -> Vec<SpeltLogProb> {
+    let spelt = |id: u32| (id, tokenizer.decode(&[id]).unwrap_or_default());
+    let one = |one: TokenLogProb| SpeltLogProb {
+        token: spelt(one.id),
+        log_prob: one.log_prob,
+        top: one.top.into_iter().map(|(id, p)| (spelt(id), p)).collect(),
+    };
+    log_probs.into_iter().map(one).collect()
+}
+
 fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, TrainError> {
     (job.say)("loading the model");
     let (model, tokenizer, defaults) = language_model(&job.model, &job.device)?;
@@ -154,35 +182,42 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
     }
     let prompt = job.text.prompt.unwrap_or(default_prompt);
     let start = gpt::opening(&tokenizer, &prompt);
+    let start = encode_prompt(&tokenizer, &start).map_err(TrainError::other)?;
+    let start = options.fit(&start, model.seq_len());
+    let of_prompt = |top| score(&model, start, top).map_err(TrainError::other);
     let mut made = Vec::with_capacity(job.images.count);
     for i in 0..job.images.count {
         let seed = job.images.seed.wrapping_add(i as u64);
         let _ = (job.on_text)(&prompt);
         let random = &mut rng(seed, Stream::Sample, 0);
-        let written = complete(
-            &model,
-            &tokenizer,
-            &start,
-            &options,
-            random,
-            &mut *job.on_text,
-        )
-        .map_err(TrainError::other)?;
+        let written = job
+            .text
+            .strategy
+            .complete(
+                &model,
+                &tokenizer,
+                start,
+                &options,
+                random,
+                &mut *job.on_text,
+            )
+            .map_err(TrainError::other)?;
         let _ = (job.on_text)("\n");
         if let (0, Some(page)) = (i, &job.text.attention) {
-            let read = tokenizer
-                .encode_with_template(&start)
-                .map_err(TrainError::other)?;
-            let all = [&read[..], &written.ids].concat();
+            let all = [start, &written.ids].concat();
             let seen = &all[..all.len().min(model.seq_len())];
             look(page, &job.model, seen, &tokenizer, |ids| {
                 model.attention_maps(Tensor::from_data(ids, &job.device))
             })?;
         }
+        let prompt_log_probs = options.log_probs.map(of_prompt).transpose()?;
         made.push(Made::Text {
             prompt: prompt.clone(),
             text: written.text,
             ids: written.ids,
+            stop: written.stop,
+            log_probs: [written.log_probs, prompt_log_probs.unwrap_or_default()]
+                .map(|log_probs| spell(&tokenizer, log_probs)),
         });
     }
     Ok(made)

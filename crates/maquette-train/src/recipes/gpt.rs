@@ -592,15 +592,15 @@ fn samples(
 ) -> Result<(), BoxError> {
     let prompt = &opening(tokenizer, &recipe.sample.prompt);
     let random = &mut rng(recipe.train.seed, Stream::Sample, step);
+    // A long prompt is no reason to end a training: the model goes on from as much as it reads.
+    let options = &GenerateOptions {
+        truncate: true,
+        ..recipe.sample.options.clone()
+    };
     for i in 0..recipe.sample.count {
-        let made = complete(
-            model,
-            tokenizer,
-            prompt,
-            &recipe.sample.options,
-            random,
-            |_| ControlFlow::Continue(()),
-        )?;
+        let made = complete(model, tokenizer, prompt, options, random, |_| {
+            ControlFlow::Continue(())
+        })?;
         write_atomic(
             &folder.join(format!("sample-{i}.txt")),
             format!("{prompt}{}\n", made.text).as_bytes(),

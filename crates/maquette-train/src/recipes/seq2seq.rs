@@ -8,6 +8,7 @@ use maquette_data::spans::{SpanCorruption, sentinel};
 use maquette_data::tokenizer::{TokenizerConfig, TokenizerKind};
 use maquette_data::{TokenSet, Tokenizer, stories, text};
 use maquette_eval::likelihood;
+use maquette_generate::text::StopReason;
 use maquette_models::{EncoderDecoder, EncoderDecoderConfig, hf};
 use maquette_rng::rand::RngExt as _;
 use maquette_rng::{Stream, rng};
@@ -490,5 +491,11 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
     let text = tokenizer.decode(&ids).map_err(TrainError::other)?;
     let _ = (job.on_text)(&text);
     let _ = (job.on_text)("\n");
-    Ok(vec![Made::Text { prompt, text, ids }])
+    Ok(vec![Made::Text {
+        prompt,
+        text,
+        ids,
+        stop: StopReason::EndToken,
+        log_probs: Default::default(),
+    }])
 }

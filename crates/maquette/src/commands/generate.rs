@@ -5,15 +5,16 @@ use std::path::PathBuf;
 
 use maquette::generate::diffusion::Sampler;
 use maquette::generate::fill::Candidate;
-use maquette::generate::sampling::{Decoding, Mirostat, Xtc};
-use maquette::generate::text::GenerateOptions;
-use maquette::train::recipes::generate::{self, GenerateJob, Made, TextAsk};
+use maquette::generate::sampling::{Decoding, Dry, Mirostat, Xtc};
+use maquette::generate::search;
+use maquette::generate::text::{GenerateOptions, Strategy};
+use maquette::train::recipes::generate::{self, GenerateJob, Made, SpeltLogProb, TextAsk};
 use maquette::train::recipes::pictures::ImageRequest;
 use serde_json::{Value, json};
 
 use super::device;
 use super::progress::Status;
-use crate::args::GenerateArgs;
+use crate::args::{EarlyStopping, GenerateArgs, ImageArgs, SamplingArgs, SearchArgs};
 use crate::errors::{Usage, failed, report};
 use crate::output::Output;
 
@@ -37,9 +38,11 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
     let text = TextAsk {
         prompt: prompt(args.prompt.clone())?,
         options: options(&args),
-        attention: args.attention.clone(),
+        attention: args.text.attention.clone(),
+        strategy: strategy(&args),
     };
-    let images = images(&args)?;
+    let asked = (text.options.clone(), text.strategy);
+    let images = images(&args.images, args.count, args.seed)?;
     let status = Status::new(output.quiet);
     let job = GenerateJob {
         model,
@@ -60,17 +63,22 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
     let made = generate::generate(job);
     status.clear();
     let made = made.map_err(report)?;
-    show(&made, &args, output)
+    show(&made, &args, &asked, output)
 }
 
-fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()> {
+fn show(
+    made: &[Made],
+    args: &GenerateArgs,
+    (options, strategy): &(GenerateOptions, Strategy),
+    output: Output,
+) -> miette::Result<()> {
     let mut outputs: Vec<Value> = Vec::new();
     let mut texts = String::new();
     for one in made {
         outputs.push(match one {
-            Made::Text { prompt, text, ids } => {
+            Made::Text { prompt, text, .. } => {
                 texts.push_str(&format!("{prompt}{text}\n"));
-                json!({ "text": text, "ids": ids })
+                text_object(one, options)
             }
             Made::Filled(filled) => {
                 for gap in &filled.gaps {
@@ -107,10 +115,43 @@ fn show(made: &[Made], args: &GenerateArgs, output: Output) -> miette::Result<()
     }
     let mut object = json!({ "outputs": outputs });
     if !texts.is_empty() {
-        object["decoding"] = json!(options(args).decoding);
+        object["strategy"] = json!(strategy);
+        object["decoding"] = json!(options.decoding);
     }
     output.object(&object);
     Ok(())
+}
+
+/// What `--json` says of one text.
+fn text_object(made: &Made, options: &GenerateOptions) -> Value {
+    let Made::Text {
+        text,
+        ids,
+        stop,
+        log_probs: [of_text, of_prompt],
+        ..
+    } = made
+    else {
+        return Value::Null;
+    };
+    let mut object = json!({ "text": text, "ids": ids, "stop": stop });
+    if options.log_probs.is_some() {
+        object["logprobs"] = of_text.iter().map(log_prob_object).collect();
+        object["prompt_logprobs"] = of_prompt.iter().map(log_prob_object).collect();
+    }
+    object
+}
+
+/// The names are those of OpenAI's interface.
+fn log_prob_object(one: &SpeltLogProb) -> Value {
+    let object = |(id, token): &(u32, String), log_prob: f32| json!({ "id": id, "token": token, "logprob": log_prob });
+    let mut all = object(&one.token, one.log_prob);
+    let top = one
+        .top
+        .iter()
+        .map(|(token, log_prob)| object(token, *log_prob));
+    all["top_logprobs"] = top.collect();
+    all
 }
 
 fn prompt(text: Option<String>) -> miette::Result<Option<String>> {
@@ -122,36 +163,85 @@ fn prompt(text: Option<String>) -> miette::Result<Option<String>> {
     }
 }
 
-fn options(args: &GenerateArgs) -> GenerateOptions {
-    GenerateOptions {
-        max_tokens: args.max_tokens,
-        stop: args.stop.clone(),
-        end_tokens: Vec::new(),
-        decoding: Decoding {
-            temperature: args.temperature,
-            top_k: (args.top_k > 0).then_some(args.top_k),
-            top_p: (args.top_p < 1.0).then_some(args.top_p),
-            min_p: (args.min_p > 0.0).then_some(args.min_p),
-            typical_p: (args.typical_p < 1.0).then_some(args.typical_p),
-            top_n_sigma: args.top_n_sigma,
-            xtc: (args.xtc_probability > 0.0).then_some(Xtc {
-                probability: args.xtc_probability,
-                threshold: args.xtc_threshold,
-            }),
-            mirostat: args.mirostat_tau.map(|tau| Mirostat {
-                tau,
-                eta: args.mirostat_eta,
-            }),
-            repetition_penalty: args.repetition_penalty,
-            presence_penalty: args.presence_penalty,
-            frequency_penalty: args.frequency_penalty,
-            penalty_window: args.penalty_window,
-            order: args.samplers.unwrap_or_default(),
+fn strategy(args: &GenerateArgs) -> Strategy {
+    let SearchArgs {
+        best_of,
+        beams,
+        length_penalty,
+        early_stopping,
+        penalty_alpha,
+    } = args.search;
+    match (best_of, beams, penalty_alpha) {
+        (Some(count), ..) => Strategy::BestOf { count },
+        (_, Some(beams), _) => Strategy::Beams {
+            beams,
+            length_penalty,
+            early_stopping: match early_stopping {
+                EarlyStopping::Estimate => search::EarlyStopping::Estimate,
+                EarlyStopping::AtOnce => search::EarlyStopping::AtOnce,
+                EarlyStopping::Never => search::EarlyStopping::Never,
+            },
         },
+        (.., Some(penalty_alpha)) => Strategy::Contrastive {
+            top_k: match args.sampling.top_k {
+                0 => 4,
+                top_k => top_k,
+            },
+            penalty_alpha,
+        },
+        _ => Strategy::Draw,
     }
 }
 
-fn images(args: &GenerateArgs) -> Result<ImageRequest, Usage> {
+fn options(args: &GenerateArgs) -> GenerateOptions {
+    let defaults = GenerateOptions::default();
+    let breakers = &args.sampling.dry_sequence_breaker;
+    GenerateOptions {
+        max_tokens: args.text.max_tokens,
+        stop: args.text.stop.clone(),
+        decoding: decoding(&args.sampling),
+        logit_bias: args.sampling.logit_bias.clone(),
+        dry_breakers: match breakers.is_empty() {
+            true => defaults.dry_breakers,
+            false => breakers.clone(),
+        },
+        log_probs: args.text.logprobs,
+        truncate: args.text.truncate,
+        ..GenerateOptions::default()
+    }
+}
+
+fn decoding(args: &SamplingArgs) -> Decoding {
+    Decoding {
+        temperature: args.temperature,
+        top_k: (args.top_k > 0).then_some(args.top_k),
+        top_p: (args.top_p < 1.0).then_some(args.top_p),
+        min_p: (args.min_p > 0.0).then_some(args.min_p),
+        typical_p: (args.typical_p < 1.0).then_some(args.typical_p),
+        top_n_sigma: args.top_n_sigma,
+        xtc: (args.xtc_probability > 0.0).then_some(Xtc {
+            probability: args.xtc_probability,
+            threshold: args.xtc_threshold,
+        }),
+        mirostat: args.mirostat_tau.map(|tau| Mirostat {
+            tau,
+            eta: args.mirostat_eta,
+        }),
+        dry: (args.dry_multiplier > 0.0).then_some(Dry {
+            multiplier: args.dry_multiplier,
+            base: args.dry_base,
+            allowed_length: args.dry_allowed_length,
+            window: args.dry_window,
+        }),
+        repetition_penalty: args.repetition_penalty,
+        presence_penalty: args.presence_penalty,
+        frequency_penalty: args.frequency_penalty,
+        penalty_window: args.penalty_window,
+        order: args.samplers.unwrap_or_default(),
+    }
+}
+
+fn images(args: &ImageArgs, count: usize, seed: u64) -> Result<ImageRequest, Usage> {
     let sampler = args.sampler.as_deref().map(|name| match name {
         "ddpm" => Ok(Sampler::Ddpm),
         "ddim" => Ok(Sampler::Ddim { eta: 0.0 }),
@@ -168,8 +258,8 @@ fn images(args: &GenerateArgs) -> Result<ImageRequest, Usage> {
             .collect()
     });
     Ok(ImageRequest {
-        count: args.count,
-        seed: args.seed,
+        count,
+        seed,
         labels: labels.unwrap_or_default(),
         steps: args.steps,
         guidance: args.guidance,

@@ -1,6 +1,8 @@
-//! Pictures made again.
+//! Pictures made again, texts chosen.
 
 use std::fs;
+
+use serde_json::Value;
 
 use crate::common::Bench;
 
@@ -38,4 +40,51 @@ fn a_picture_is_replayed_byte_for_byte() {
     bench
         .run("generate --replay pictures/0000.png --out again.png")
         .fails(1, &["weights"]);
+}
+
+#[test]
+fn text_is_searched_weighed_and_told() {
+    let bench = Bench::new();
+    bench
+        .run("train tiny.toml --out run --set model.seq_len=32")
+        .succeeds();
+    let one = |words: &str| {
+        let words =
+            format!("generate run --prompt Once --max-tokens 8 --json --logprobs 2 {words}");
+        bench.run(&words).succeeds().json()["outputs"][0].clone()
+    };
+    let sum = |output: &Value| {
+        let all = output["logprobs"].as_array().unwrap().iter();
+        all.map(|one| one["logprob"].as_f64().unwrap()).sum::<f64>()
+    };
+    let greedy = one("--temperature 0");
+    assert_eq!(greedy["logprobs"].as_array().unwrap().len(), 8);
+    assert_eq!(greedy["prompt_logprobs"].as_array().unwrap().len(), 3);
+    let first = &greedy["logprobs"][0];
+    assert_eq!(first["top_logprobs"][0]["id"], first["id"]);
+    assert_eq!(first["top_logprobs"].as_array().unwrap().len(), 2);
+    assert_eq!(greedy["stop"], "max-tokens");
+    let beams = one("--beams 4");
+    assert!(sum(&beams) >= sum(&greedy) - 1e-4);
+    assert_eq!(one("--penalty-alpha 0.6 --top-k 1")["ids"], greedy["ids"]);
+    assert!(one("--best-of 4")["text"].is_string());
+    let id = &greedy["ids"][0];
+    let other = one(&format!("--temperature 0 --logit-bias {id}=-inf"));
+    assert_ne!(&other["ids"][0], id);
+    one("--dry-multiplier 0.8 --dry-sequence-breaker . --dry-window 20");
+
+    let long = "a".repeat(40);
+    bench
+        .run(&format!("generate run --prompt {long}"))
+        .fails(1, &["40 tokens, 8 more", "--truncate"]);
+    bench
+        .run(&format!(
+            "generate run --prompt {long} --max-tokens 2 --truncate"
+        ))
+        .succeeds();
+    let ask = |flags: &str| bench.run(&format!("generate run --prompt Once {flags}"));
+    ask("--beams 4 --max-tokens 40").fails(1, &["context of 32"]);
+    ask("--beams 0 --max-tokens 4").fails(1, &["beams"]);
+    ask("--logit-bias x=1").fails(2, &["50256=-inf"]);
+    ask("--dry-multiplier 1 --dry-base 0.5").fails(1, &["dry.base"]);
 }

@@ -1,0 +1,127 @@
+//! Text that is searched for instead of drawn: the most probable one, or the least repetitive among
+//! the probable.
+//!
+//! The algorithms know a model as a closure over rows of a batch: see [`Extend`].
+
+mod beam;
+mod contrastive;
+
+pub use beam::{BeamOptions, EarlyStopping, Hypothesis, beam_search};
+pub use contrastive::{ContrastiveOptions, contrastive_search};
+
+use burn::module::Module;
+use burn::tensor::{Int, Tensor, TensorData};
+use maquette_models::Gpt;
+use maquette_models::nn::KvCache;
+
+use crate::GenerateError;
+
+/// What a model reads next: row `i` of the new batch is row `parents[i]` of the last one with
+/// `tokens[i]` after it. The first call has no parents, and all tokens are one row: the prompt.
+#[derive(Debug, Clone, Copy)]
+pub struct Extend<'a> {
+    /// Rows of the last batch; empty at the beginning.
+    pub parents: &'a [usize],
+    /// One token a row; the prompt at the beginning.
+    pub tokens: &'a [u32],
+}
+
+/// What a model says of what it read.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// Logits of the next token, a row for every row of the batch, `[rows][vocab_size]`.
+    pub logits: Vec<Vec<f32>>,
+    /// Features of every token that was read, `[tokens][d_model]`.
+    pub features: Vec<Vec<f32>>,
+}
+
+/// A [`Gpt`] that reads every token once.
+pub fn reader(model: &Gpt) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateError> {
+    let mut cache = KvCache::new();
+    move |next: Extend<'_>| {
+        let device = &model.devices()[0];
+        let ids = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<i64>>();
+        let shape = match next.parents.is_empty() {
+            true => {
+                cache.clear();
+                [1, next.tokens.len()]
+            }
+            false => {
+                let rows: Vec<i64> = next.parents.iter().map(|&row| row as i64).collect();
+                let rows = TensorData::new(rows, [next.parents.len()]);
+                cache.select(Tensor::<1, Int>::from_data(rows, device));
+                [next.tokens.len(), 1]
+            }
+        };
+        let tokens = TensorData::new(ids(next.tokens), shape);
+        let tokens = Tensor::<2, Int>::from_data(tokens, device);
+        let (logits, features) = model.features_cached(tokens, &mut cache);
+        let last = logits.narrow(1, shape[1] - 1, 1);
+        Ok(Read {
+            logits: rows(last)?,
+            features: rows(features)?,
+        })
+    }
+}
+
+/// A tensor's innermost rows.
+fn rows(tensor: Tensor<3>) -> Result<Vec<Vec<f32>>, GenerateError> {
+    let width = tensor.dims()[2];
+    let values: Vec<f32> = tensor
+        .try_into_vec_as()
+        .map_err(|e| GenerateError::Device(format!("{e:?}")))?;
+    Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+/// What every search asks of its prompt: tokens, and room for those to come. The last one is never
+/// read.
+fn check_prompt(prompt: &[u32], max_tokens: usize, context: usize) -> Result<(), GenerateError> {
+    if prompt.is_empty() {
+        return Err(GenerateError::EmptyPrompt);
+    }
+    match prompt.len().saturating_add(max_tokens) > context + 1 {
+        true => Err(GenerateError::NoRoom {
+            prompt: prompt.len(),
+            max_tokens,
+            context,
+        }),
+        false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod testing {
+    use super::{Extend, Read};
+    use crate::GenerateError;
+    use maquette_rng::{Stream, normal, rng};
+
+    /// How many tokens the tree's vocabulary has.
+    pub(super) const TREE: usize = 5;
+
+    /// A model whose logits are noise that the text so far decides.
+    pub(super) fn tree() -> impl FnMut(Extend<'_>) -> Result<Read, GenerateError> {
+        let mut texts: Vec<Vec<u32>> = Vec::new();
+        move |next: Extend<'_>| {
+            texts = match next.parents.is_empty() {
+                true => vec![next.tokens.to_vec()],
+                false => {
+                    let rows = next.parents.iter().zip(next.tokens);
+                    rows.map(|(&row, &token)| [texts[row].as_slice(), &[token]].concat())
+                        .collect()
+                }
+            };
+            let key = |text: &[u32]| text.iter().fold(1, |key, &id| key * 31 + u64::from(id));
+            let noise = |text: &[u32], step| normal(&mut rng(key(text), Stream::Noise, step), TREE);
+            let features = match next.parents.is_empty() {
+                true => (1..=texts[0].len())
+                    .map(|n| noise(&texts[0][..n], 1))
+                    .collect(),
+                false => texts.iter().map(|text| noise(text, 1)).collect(),
+            };
+            Ok(Read {
+                logits: texts.iter().map(|text| noise(text, 0)).collect(),
+                features,
+            })
+        }
+    }
+}

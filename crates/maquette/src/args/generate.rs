@@ -1,0 +1,212 @@
+//! The arguments of `maquette generate`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use maquette::generate::sampling::{Bias, Order};
+
+/// `maquette generate`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate model.gguf --prompt \"It was\" --dry-multiplier 0.8 --logprobs 5 --json\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
+)]
+pub(crate) struct GenerateArgs {
+    /// A run folder, a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT
+    /// model, or a GGUF file.
+    #[arg(required_unless_present = "replay")]
+    pub(crate) model: Option<PathBuf>,
+    /// The text to go on from, or to fill (BERT, with [MASK]); `-` reads stdin.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Option<String>,
+    /// How many outputs.
+    #[arg(short = 'n', long = "count", value_name = "N", default_value_t = 1)]
+    pub(crate) count: usize,
+    /// The seed: the same seed makes the same output.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Folder for images (default: the run's samples/), file for text.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: Option<PathBuf>,
+    /// Where to compute: cpu, cuda[:N] or wgpu[:N].
+    #[arg(long, value_name = "D", default_value = "cpu")]
+    pub(crate) device: String,
+    /// Make the image again that this PNG holds, byte for byte, from the recipe inside it.
+    #[arg(long, value_name = "IMAGE", conflicts_with_all = ["prompt", "label"])]
+    pub(crate) replay: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) text: TextArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    pub(crate) search: SearchArgs,
+    #[command(flatten)]
+    pub(crate) images: ImageArgs,
+}
+
+/// How much text, and what is told of it.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text")]
+pub(crate) struct TextArgs {
+    /// How many tokens to make at most.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub(crate) max_tokens: usize,
+    /// Stop before this string; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Keep the end of a prompt that is longer than the model's context, instead of refusing it.
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    /// With --json: the log-probability of every token of prompt and output, and of the K most probable.
+    #[arg(long, value_name = "K")]
+    pub(crate) logprobs: Option<usize>,
+    /// Write a page that shows who looks at whom: heads by block, tokens on hover.
+    #[arg(long, value_name = "FILE.html")]
+    pub(crate) attention: Option<PathBuf>,
+}
+
+/// How each token is drawn.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text: drawing tokens")]
+pub(crate) struct SamplingArgs {
+    /// 0 is greedy, 1 the model's own distribution.
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub(crate) temperature: f64,
+    /// Keep the K most probable tokens (0: all; for [MASK] show K, 0: five).
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub(crate) top_k: usize,
+    /// Keep the smallest set of tokens with this much probability.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) top_p: f64,
+    /// Drop tokens less probable than P times the best.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) min_p: f64,
+    /// Keep the tokens with this much probability that surprise about as much as expected.
+    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    pub(crate) typical_p: f64,
+    /// Drop tokens more than N deviations of the logits below the best.
+    #[arg(long, value_name = "N")]
+    pub(crate) top_n_sigma: Option<f64>,
+    /// How often the top choices are excluded, see --xtc-threshold.
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub(crate) xtc_probability: f64,
+    /// How probable a token must be to count as a top choice; the least of them stays.
+    #[arg(long, value_name = "P", default_value_t = 0.1)]
+    pub(crate) xtc_threshold: f64,
+    /// Hold the surprise at this many bits per token (Mirostat 2) instead of dropping tokens.
+    #[arg(long, value_name = "BITS")]
+    pub(crate) mirostat_tau: Option<f64>,
+    /// How fast Mirostat follows.
+    #[arg(long, value_name = "X", default_value_t = 0.1)]
+    pub(crate) mirostat_eta: f64,
+    /// Divide the logits of tokens already seen by this.
+    #[arg(long, value_name = "R", default_value_t = 1.0)]
+    pub(crate) repetition_penalty: f64,
+    /// Take this from the logits of tokens already seen.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) presence_penalty: f64,
+    /// Take this from the logits of tokens for each time they were seen.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 0.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) frequency_penalty: f64,
+    /// How many of the last tokens count as seen (default: all).
+    #[arg(long, value_name = "N")]
+    pub(crate) penalty_window: Option<usize>,
+    /// Take this from the logit of a token that would continue a repetition (DRY; 0.8 is usual).
+    #[arg(long, value_name = "X", default_value_t = 0.0)]
+    pub(crate) dry_multiplier: f64,
+    /// What each further repeated token multiplies it with.
+    #[arg(long, value_name = "X", default_value_t = 1.75)]
+    pub(crate) dry_base: f64,
+    /// Repetitions shorter than this are free.
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub(crate) dry_allowed_length: usize,
+    /// How many of the last tokens DRY looks at (default: all).
+    #[arg(long, value_name = "N")]
+    pub(crate) dry_window: Option<usize>,
+    /// No repetition reaches across this text; may be given several times (default: line end, `:`, `"`,
+    /// `*`).
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) dry_sequence_breaker: Vec<String>,
+    /// Add to the logit of a token, by its id; may be given several times; `-inf` forbids it.
+    #[arg(long, value_name = "ID=X", value_parser = bias)]
+    pub(crate) logit_bias: Vec<Bias>,
+    /// The order of the steps (default: llama.cpp's, penalties first, temperature last).
+    #[arg(long, value_name = "A;B")]
+    pub(crate) samplers: Option<Order>,
+}
+
+/// `ID=X` or `ID:X`.
+fn bias(text: &str) -> Result<Bias, String> {
+    let read = || {
+        let (token, add) = text.split_once(['=', ':'])?;
+        let add: f32 = add.trim().parse().ok()?;
+        let token = token.trim().parse().ok()?;
+        (!add.is_nan()).then_some(Bias { token, add })
+    };
+    read().ok_or_else(|| "write a token's id and a number, as in 50256=-inf".to_owned())
+}
+
+/// Choosing among several texts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text: choosing among several")]
+pub(crate) struct SearchArgs {
+    /// Draw N texts and keep the one whose tokens are the most probable on average.
+    #[arg(long, value_name = "N", conflicts_with_all = ["beams", "penalty_alpha"])]
+    pub(crate) best_of: Option<usize>,
+    /// Search the most probable text with N beams, instead of drawing tokens.
+    #[arg(long, value_name = "N", conflicts_with = "penalty_alpha")]
+    pub(crate) beams: Option<usize>,
+    /// With --beams: divide a text's log-probability by its length to this power.
+    #[arg(
+        long,
+        value_name = "X",
+        default_value_t = 1.0,
+        allow_negative_numbers = true
+    )]
+    pub(crate) length_penalty: f64,
+    /// With --beams: when to end with as many finished texts as beams.
+    #[arg(long, value_enum, default_value = "estimate")]
+    pub(crate) early_stopping: EarlyStopping,
+    /// Contrastive search among the --top-k best (4 if 0): how much sameness costs, from 0 to 1; 0.6 is
+    /// usual.
+    #[arg(long, value_name = "A")]
+    pub(crate) penalty_alpha: Option<f64>,
+}
+
+/// When beam search ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum EarlyStopping {
+    /// When no open text could win if it ended now.
+    Estimate,
+    /// At once.
+    AtOnce,
+    /// When no open text could win at any length.
+    Never,
+}
+
+/// What images show and how they are drawn.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Images")]
+pub(crate) struct ImageArgs {
+    /// Denoising steps.
+    #[arg(long, value_name = "N")]
+    pub(crate) steps: Option<usize>,
+    /// Classifier-free guidance scale; 1 is none.
+    #[arg(long, value_name = "W")]
+    pub(crate) guidance: Option<f64>,
+    /// Class names or numbers to draw, separated by commas, repeated in turn.
+    #[arg(long, value_name = "A,B")]
+    pub(crate) label: Option<String>,
+    /// How to walk from noise to data.
+    #[arg(long, value_name = "S")]
+    pub(crate) sampler: Option<String>,
+}
