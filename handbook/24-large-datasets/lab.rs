@@ -21,7 +21,7 @@ const BATCH: usize = 12;
 const SEQ_LEN: usize = 64;
 
 pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
-    let size = if lab.quick { 64 } else { 1024 } * MIB;
+    let size = if lab.quick { 256 } else { 1024 } * MIB;
     let folder = tempfile::tempdir().doing("making a folder")?;
     let path = folder.path().join("stories.txt");
     lab.say(&format!("writing {} MiB of stories", size / MIB));
