@@ -27,7 +27,6 @@ mod order;
 pub mod pairs;
 pub mod points;
 mod prefetch;
-pub mod repeats;
 pub mod segments;
 pub mod spans;
 pub mod stories;

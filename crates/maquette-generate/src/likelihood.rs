@@ -3,12 +3,11 @@
 //! Every passage is read by itself, from its first token on and in steps of a fixed size, so that its
 //! figure is the same whatever is measured before, after or beside it.
 
-use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
 use maquette_models::Gpt;
 use maquette_models::nn::KvCache;
 
 use crate::GenerateError;
+use crate::text::{numbers, tokens};
 
 /// Tokens that are read at once: their logits are held together.
 const STEP: usize = 128;
@@ -59,9 +58,22 @@ impl<'a> Scorer<'a> {
         context: &[u32],
         target: &[u32],
     ) -> Result<Vec<TokenScore>, GenerateError> {
+        self.each(context, target, score)
+    }
+
+    /// What `of` makes of the logits before each token of `target`, and of that token.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`], or what `of` reports.
+    pub(crate) fn each<T>(
+        &mut self,
+        context: &[u32],
+        target: &[u32],
+        of: impl Fn(&[f32], u32) -> Result<T, GenerateError>,
+    ) -> Result<Vec<T>, GenerateError> {
         let vocab_size = self.model.vocab_size();
-        let mut all = context.iter().chain(target);
-        if let Some(&token) = all.find(|id| **id as usize >= vocab_size) {
+        let mut both = context.iter().chain(target);
+        if let Some(&token) = both.find(|id| **id as usize >= vocab_size) {
             return Err(GenerateError::UnknownToken { token, vocab_size });
         }
         if context.is_empty() {
@@ -79,17 +91,17 @@ impl<'a> Scorer<'a> {
             Some(read) => read,
             None => self.read(context)?,
         };
-        let mut scores = vec![score(&read.logits, *first)?];
+        let mut all = vec![of(&read.logits, *first)?];
         let mut cache = read.cache.clone();
         self.read = Some(read);
         for (at, part) in target[..rest.len()].chunks(STEP).enumerate() {
             let logits = self.forward(part, &mut cache)?;
             let next = &rest[at * STEP..];
             for (row, id) in logits.chunks_exact(vocab_size).zip(next) {
-                scores.push(score(row, *id)?);
+                all.push(of(row, *id)?);
             }
         }
-        Ok(scores)
+        Ok(all)
     }
 
     fn read(&self, ids: &[u32]) -> Result<Context, GenerateError> {
@@ -108,13 +120,8 @@ impl<'a> Scorer<'a> {
 
     /// Logits of what follows each of `ids`, one row of the vocabulary after the other.
     fn forward(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, GenerateError> {
-        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        let tokens = TensorData::new(ids.clone(), [1, ids.len()]);
-        let tokens = Tensor::<2, Int>::from_data(tokens, &self.model.devices()[0]);
-        let logits = self.model.forward_cached(tokens, cache);
-        logits
-            .try_into_vec_as()
-            .map_err(|e| GenerateError::Device(format!("{e:?}")))
+        let tokens = tokens(self.model, ids, [1, ids.len()]);
+        numbers(self.model.forward_cached(tokens, cache))
     }
 }
 
@@ -137,7 +144,7 @@ fn score(logits: &[f32], id: u32) -> Result<TokenScore, GenerateError> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
+    use burn::tensor::{Device, Tensor, TensorData};
     use maquette_models::GptConfig;
     use maquette_models::nn::InitScheme;
     use maquette_rng::{Stream, rng};

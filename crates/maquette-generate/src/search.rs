@@ -15,6 +15,7 @@ use maquette_models::Gpt;
 use maquette_models::nn::KvCache;
 
 use crate::GenerateError;
+use crate::text::{numbers, tokens};
 
 /// What a model reads next: row `i` of the new batch is row `parents[i]` of the last one with
 /// `tokens[i]` after it. The first call has no parents, and all tokens are one row: the prompt.
@@ -39,8 +40,6 @@ pub struct Read {
 pub fn reader(model: &Gpt) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateError> {
     let mut cache = KvCache::new();
     move |next: Extend<'_>| {
-        let device = &model.devices()[0];
-        let ids = |ids: &[u32]| ids.iter().map(|&id| i64::from(id)).collect::<Vec<i64>>();
         let shape = match next.parents.is_empty() {
             true => {
                 cache.clear();
@@ -49,12 +48,11 @@ pub fn reader(model: &Gpt) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateErr
             false => {
                 let rows: Vec<i64> = next.parents.iter().map(|&row| row as i64).collect();
                 let rows = TensorData::new(rows, [next.parents.len()]);
-                cache.select(Tensor::<1, Int>::from_data(rows, device));
+                cache.select(Tensor::<1, Int>::from_data(rows, &model.devices()[0]));
                 [next.tokens.len(), 1]
             }
         };
-        let tokens = TensorData::new(ids(next.tokens), shape);
-        let tokens = Tensor::<2, Int>::from_data(tokens, device);
+        let tokens = tokens(model, next.tokens, shape);
         let (logits, features) = model.features_cached(tokens, &mut cache);
         let last = logits.narrow(1, shape[1] - 1, 1);
         Ok(Read {
@@ -67,9 +65,7 @@ pub fn reader(model: &Gpt) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateErr
 /// A tensor's innermost rows.
 fn rows(tensor: Tensor<3>) -> Result<Vec<Vec<f32>>, GenerateError> {
     let width = tensor.dims()[2];
-    let values: Vec<f32> = tensor
-        .try_into_vec_as()
-        .map_err(|e| GenerateError::Device(format!("{e:?}")))?;
+    let values = numbers(tensor)?;
     Ok(values.chunks(width).map(<[f32]>::to_vec).collect())
 }
 

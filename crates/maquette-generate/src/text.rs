@@ -135,6 +135,19 @@ pub struct TokenModel<F> {
     pub vocab_size: usize,
 }
 
+/// Tokens as a model reads them, `[rows, seq]`.
+pub(crate) fn tokens(model: &Gpt, ids: &[u32], shape: [usize; 2]) -> Tensor<2, Int> {
+    let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
+    Tensor::from_data(TensorData::new(ids, shape), &model.devices()[0])
+}
+
+/// The numbers of a tensor, row after row.
+pub(crate) fn numbers(tensor: Tensor<3>) -> Result<Vec<f32>, GenerateError> {
+    tensor
+        .try_into_vec_as()
+        .map_err(|e| GenerateError::Device(format!("{e:?}")))
+}
+
 /// A [`Gpt`] as a [`TokenModel`] that reads every token once and keeps its keys and values.
 pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>> {
     let mut cache = KvCache::new();
@@ -147,13 +160,8 @@ pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, G
             Feed::Append(id) => vec![id],
         };
         let n = ids.len();
-        let tokens = TensorData::new(ids.iter().map(|&id| i64::from(id)).collect(), [1, n]);
-        let tokens = Tensor::<2, Int>::from_data(tokens, &model.devices()[0]);
-        let logits = model.forward_cached(tokens, &mut cache);
-        logits
-            .narrow(1, n - 1, 1)
-            .try_into_vec_as()
-            .map_err(|e| GenerateError::Device(format!("{e:?}")))
+        let logits = model.forward_cached(tokens(model, &ids, [1, n]), &mut cache);
+        numbers(logits.narrow(1, n - 1, 1))
     };
     TokenModel {
         forward,

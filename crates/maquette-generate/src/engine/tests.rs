@@ -189,13 +189,14 @@ fn folders_and_files_give_the_same_logits() {
             let weights = Weights::of_raw(RawWeights::gguf(&opened).unwrap()).unwrap();
             let got = logits(&weights, &ids, 40);
             let what = format!("{name} {config:?}");
-            if name == "f32" {
-                assert_close(&got, &expected, 1e-4, &what);
-            }
-            // The input of a product is rounded to eight bits, an error of half a percent or so that
-            // two layers of random weights amplify.
+            // A product of blocks rounds its input to eight bits, an error of half a percent or so that
+            // two layers of random weights amplify; bf16 rounds it where the processor multiplies bf16.
             let error = distance(&got, &expected);
-            assert!(error < 0.05, "{what}: {error} of the logits");
+            match name {
+                "f32" | "f16" => assert_close(&got, &expected, 1e-4, &what),
+                "bf16" => assert!(error < 0.01, "{what}: {error} of the logits"),
+                _ => assert!(error < 0.04, "{what}: {error} of the logits"),
+            }
         }
     }
 }

@@ -49,6 +49,19 @@ pub struct TextAsk {
     pub strategy: Strategy,
 }
 
+impl TextAsk {
+    /// Searches and log-probabilities are a decoder's.
+    fn without_search(&self) -> Result<(), TrainError> {
+        match self.strategy == Strategy::Draw && self.options.log_probs.is_none() {
+            true => Ok(()),
+            false => Err(TrainError::other(
+                "--best-of, --beams, --penalty-alpha and --logprobs are for models that continue a text, \
+                 and this one does not",
+            )),
+        }
+    }
+}
+
 /// The log-probability of a token, spelt.
 pub struct SpeltLogProb {
     /// The token and its text.
@@ -93,13 +106,18 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     let folder =
         !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file();
     if folder && hf::model_type(&job.model).map_err(TrainError::other)? == "bert" {
+        job.text.without_search()?;
         return gaps(job);
     }
     if folder || is_gguf(&job.model) {
         return text(job, String::new());
     }
     let source = of_run(&job.model)?;
-    match Family::of(&source)? {
+    let family = Family::of(&source)?;
+    if family != Family::Gpt {
+        job.text.without_search()?;
+    }
+    match family {
         Family::Gpt => {
             let prompt = gpt::GptRecipe::parse(&source)?.sample.prompt;
             text(job, prompt)

@@ -155,6 +155,29 @@ fn bias(text: &str) -> Result<Bias, String> {
     read().ok_or_else(|| "write a token's id and a number, as in 50256=-inf".to_owned())
 }
 
+/// What only drawing reads; a search that takes it would ignore it in silence.
+const DRAWING: [&str; 19] = [
+    "temperature",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_n_sigma",
+    "xtc_probability",
+    "xtc_threshold",
+    "mirostat_tau",
+    "mirostat_eta",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "penalty_window",
+    "dry_multiplier",
+    "dry_base",
+    "dry_allowed_length",
+    "dry_window",
+    "logit_bias",
+    "samplers",
+];
+
 /// Choosing among several texts.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Text: choosing among several")]
@@ -163,22 +186,23 @@ pub(crate) struct SearchArgs {
     #[arg(long, value_name = "N", conflicts_with_all = ["beams", "penalty_alpha"])]
     pub(crate) best_of: Option<usize>,
     /// Search the most probable text with N beams, instead of drawing tokens.
-    #[arg(long, value_name = "N", conflicts_with = "penalty_alpha")]
+    #[arg(long, value_name = "N", conflicts_with_all = ["penalty_alpha", "top_k"], conflicts_with_all = DRAWING)]
     pub(crate) beams: Option<usize>,
     /// With --beams: divide a text's log-probability by its length to this power.
     #[arg(
         long,
         value_name = "X",
         default_value_t = 1.0,
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        requires = "beams"
     )]
     pub(crate) length_penalty: f64,
     /// With --beams: when to end with as many finished texts as beams.
-    #[arg(long, value_enum, default_value = "estimate")]
+    #[arg(long, value_enum, default_value = "estimate", requires = "beams")]
     pub(crate) early_stopping: EarlyStopping,
     /// Contrastive search among the --top-k best (4 if 0): how much sameness costs, from 0 to 1; 0.6 is
     /// usual.
-    #[arg(long, value_name = "A")]
+    #[arg(long, value_name = "A", conflicts_with_all = DRAWING)]
     pub(crate) penalty_alpha: Option<f64>,
 }
 

@@ -87,4 +87,9 @@ fn text_is_searched_weighed_and_told() {
     ask("--beams 0 --max-tokens 4").fails(1, &["beams"]);
     ask("--logit-bias x=1").fails(2, &["50256=-inf"]);
     ask("--dry-multiplier 1 --dry-base 0.5").fails(1, &["dry.base"]);
+    // What a search would not look at is refused.
+    ask("--beams 2 --logit-bias 1=2").fails(2, &["--beams", "--logit-bias"]);
+    ask("--beams 2 --top-k 3").fails(2, &["--beams", "--top-k"]);
+    ask("--penalty-alpha 0.6 --temperature 0.5").fails(2, &["--penalty-alpha", "--temperature"]);
+    ask("--length-penalty 2").fails(2, &["--beams"]);
 }

@@ -250,6 +250,9 @@ checkpoint_every = 3
         .run("generate original --prompt abc --json")
         .succeeds();
     bench
+        .run("generate original --prompt abc --beams 2")
+        .fails(1, &["--beams", "continue a text"]);
+    bench
         .run(&format!("generate original --prompt {}", "a".repeat(33)))
         .fails(1, &["1 more than the model reads"]);
 }
