@@ -7,7 +7,7 @@ use crate::data::{
 };
 use crate::eval::{divergence::total_variation, text::distinct_n};
 use crate::generate::sampling::{Decoding, Mirostat, Xtc, distribution, sample};
-use crate::generate::text::{generate_ids, gpt};
+use crate::generate::text::{generate_ids, token_model};
 use crate::labs::training::{Training, token_rows};
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome};
 use crate::models::{Gpt, GptConfig};
@@ -405,7 +405,7 @@ fn write(
     let prompt = tokenizer.encode("\n\n").doing("encoding the prompt")?;
     let mut texts = Vec::new();
     for text in 0..4 {
-        let mut model = gpt(model);
+        let mut model = token_model(model);
         let mut rng = rng(lab.seed, Stream::Sample, 100 + text);
         let ids = generate_ids(&mut model, &prompt, 250, decoding, &mut rng, |_| {
             Ok(std::ops::ControlFlow::Continue(()))

@@ -18,6 +18,7 @@
 mod augment;
 mod error;
 mod features;
+pub mod functions;
 pub mod glyphs;
 pub mod images;
 pub mod labelled;
@@ -27,6 +28,7 @@ mod order;
 pub mod pairs;
 pub mod points;
 mod prefetch;
+pub mod recall;
 pub mod segments;
 pub mod spans;
 pub mod stories;

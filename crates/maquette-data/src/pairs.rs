@@ -12,6 +12,8 @@ pub enum PairTask {
     Reverse,
     /// A date as people write it, to be written as ISO 8601 does.
     Dates,
+    /// A date as ISO 8601 writes it, to be written as people do, in any of eight ways.
+    DateForms,
 }
 
 /// A text and its answer.
@@ -19,8 +21,19 @@ pub enum PairTask {
 pub struct Pair {
     /// What is read.
     pub source: String,
-    /// What is to be written.
+    /// What is to be written; where several answers are right, one of them.
     pub target: String,
+}
+
+impl Pair {
+    /// Whether `text` is a right answer.
+    pub fn accepts(&self, task: PairTask, text: &str) -> bool {
+        let other = || {
+            let forms = Day::parse(&self.source)?.forms();
+            Some(forms.iter().any(|form| form == text))
+        };
+        text == self.target || task == PairTask::DateForms && other().unwrap_or(false)
+    }
 }
 
 /// Which pairs are wanted. The two parts have no answer in common.
@@ -56,15 +69,28 @@ pub fn generate(task: PairTask, part: Part, count: usize, seed: u64) -> Vec<Pair
     let random = &mut rng(seed, Stream::Data, stream);
     let mut pairs = Vec::with_capacity(count);
     while pairs.len() < count {
-        let pair = match task {
-            PairTask::Reverse => reverse(random),
-            PairTask::Dates => date(random),
-        };
-        if (hash(&pair.target).is_multiple_of(10)) == (part == Part::HeldOut) {
+        let (pair, answer) = draw(task, random);
+        if (hash(&answer).is_multiple_of(10)) == (part == Part::HeldOut) {
             pairs.push(pair);
         }
     }
     pairs
+}
+
+/// A pair, and what decides the part it belongs to.
+fn draw(task: PairTask, rng: &mut Rng) -> (Pair, String) {
+    if task == PairTask::Reverse {
+        let pair = reverse(rng);
+        let answer = pair.target.clone();
+        return (pair, answer);
+    }
+    let day = Day::draw(rng);
+    let form = day.forms()[rng.random_range(0..8)].clone();
+    let (source, target) = match task {
+        PairTask::DateForms => (day.iso(), form),
+        _ => (form, day.iso()),
+    };
+    (Pair { source, target }, day.iso())
 }
 
 /// FNV-1a, 64 bit, its upper half.
@@ -86,39 +112,67 @@ fn reverse(rng: &mut Rng) -> Pair {
     }
 }
 
-/// A day of the years 1900 to 2099 in one of eight ways to write it.
-fn date(rng: &mut Rng) -> Pair {
-    let year: u32 = rng.random_range(1900..2100);
-    let month: usize = rng.random_range(1..=12);
-    let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
-    let days = match month {
-        2 if leap => 29,
-        2 => 28,
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    };
-    let day: u32 = rng.random_range(1..=days);
-    let name = MONTHS[month - 1];
-    let short = &name[..3];
-    let ordinal = match day {
-        1 | 21 | 31 => "st",
-        2 | 22 => "nd",
-        3 | 23 => "rd",
-        _ => "th",
-    };
-    let source = match rng.random_range(0..8) {
-        0 => format!("{day} {name} {year}"),
-        1 => format!("{name} {day}, {year}"),
-        2 => format!("{day}{ordinal} of {name} {year}"),
-        3 => format!("{short} {day} {year}"),
-        4 => format!("{day}-{short}-{year}"),
-        5 => format!("{day}.{month}.{year}"),
-        6 => format!("{month}/{day}/{year}"),
-        _ => format!("{year}, {name} {day}{ordinal}"),
-    };
-    Pair {
-        source,
-        target: format!("{year:04}-{month:02}-{day:02}"),
+/// A day of the years 1900 to 2099.
+struct Day {
+    year: u32,
+    month: usize,
+    day: u32,
+}
+
+impl Day {
+    fn draw(rng: &mut Rng) -> Self {
+        let year: u32 = rng.random_range(1900..2100);
+        let month: usize = rng.random_range(1..=12);
+        let leap = year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+        let days = match month {
+            2 if leap => 29,
+            2 => 28,
+            4 | 6 | 9 | 11 => 30,
+            _ => 31,
+        };
+        let day = rng.random_range(1..=days);
+        Self { year, month, day }
+    }
+
+    fn iso(&self) -> String {
+        format!("{:04}-{:02}-{:02}", self.year, self.month, self.day)
+    }
+
+    /// What [`Day::iso`] wrote.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.splitn(3, '-');
+        Some(Self {
+            year: parts.next()?.parse().ok()?,
+            month: parts
+                .next()?
+                .parse()
+                .ok()
+                .filter(|m| (1..=12).contains(m))?,
+            day: parts.next()?.parse().ok()?,
+        })
+    }
+
+    /// The eight ways in which people write it.
+    fn forms(&self) -> [String; 8] {
+        let Self { year, month, day } = self;
+        let name = MONTHS[month - 1];
+        let short = &name[..3];
+        let ordinal = match day {
+            1 | 21 | 31 => "st",
+            2 | 22 => "nd",
+            3 | 23 => "rd",
+            _ => "th",
+        };
+        [
+            format!("{day} {name} {year}"),
+            format!("{name} {day}, {year}"),
+            format!("{day}{ordinal} of {name} {year}"),
+            format!("{short} {day} {year}"),
+            format!("{day}-{short}-{year}"),
+            format!("{day}.{month}.{year}"),
+            format!("{month}/{day}/{year}"),
+            format!("{year}, {name} {day}{ordinal}"),
+        ]
     }
 }
 
@@ -146,8 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn every_form_of_a_date_is_right() {
+        let task = PairTask::DateForms;
+        for pair in generate(task, Part::Train, 100, 1) {
+            let forms = Day::parse(&pair.source).unwrap().forms();
+            assert!(forms.contains(&pair.target) && pair.accepts(task, &forms[3]));
+            assert!(!pair.accepts(task, &pair.source) && !pair.accepts(task, ""));
+        }
+    }
+
+    #[test]
     fn parts_share_no_answer() {
-        for task in [PairTask::Reverse, PairTask::Dates] {
+        for task in [PairTask::Reverse, PairTask::Dates, PairTask::DateForms] {
             let answers = |part, n| -> HashSet<String> {
                 let pairs = generate(task, part, n, 3);
                 pairs.into_iter().map(|pair| pair.target).collect()

@@ -3,8 +3,7 @@
 //! Every passage is read by itself, from its first token on and in steps of a fixed size, so that its
 //! figure is the same whatever is measured before, after or beside it.
 
-use maquette_models::Gpt;
-use maquette_models::nn::KvCache;
+use maquette_models::LanguageModel;
 
 use crate::GenerateError;
 use crate::text::{numbers, tokens};
@@ -21,32 +20,32 @@ pub struct TokenScore {
     pub greedy: bool,
 }
 
-/// Reads passages with a [`Gpt`].
+/// Reads passages with a network.
 #[derive(Debug)]
-pub struct Scorer<'a> {
-    model: &'a Gpt,
+pub struct Scorer<'a, M: LanguageModel> {
+    model: &'a M,
     /// The context read last: several continuations of one are common.
-    read: Option<Context>,
+    read: Option<Context<M::Memory>>,
 }
 
 #[derive(Debug)]
-struct Context {
+struct Context<T> {
     ids: Vec<u32>,
-    cache: KvCache,
+    memory: T,
     /// Logits of the token that follows.
     logits: Vec<f32>,
 }
 
-impl<'a> Scorer<'a> {
+impl<'a, M: LanguageModel> Scorer<'a, M> {
     /// A reader with `model`.
-    pub fn new(model: &'a Gpt) -> Self {
+    pub fn new(model: &'a M) -> Self {
         Self { model, read: None }
     }
 
     /// The longest passage: tokens of context and target together, less the last, which is only
     /// foretold.
     pub fn seq_len(&self) -> usize {
-        self.model.seq_len()
+        self.model.longest()
     }
 
     /// What the model thinks of each token of `target` after `context` and the tokens before it.
@@ -92,10 +91,10 @@ impl<'a> Scorer<'a> {
             None => self.read(context)?,
         };
         let mut all = vec![of(&read.logits, *first)?];
-        let mut cache = read.cache.clone();
+        let mut memory = read.memory.clone();
         self.read = Some(read);
         for (at, part) in target[..rest.len()].chunks(STEP).enumerate() {
-            let logits = self.forward(part, &mut cache)?;
+            let logits = self.forward(part, &mut memory)?;
             let next = &rest[at * STEP..];
             for (row, id) in logits.chunks_exact(vocab_size).zip(next) {
                 all.push(of(row, *id)?);
@@ -104,24 +103,24 @@ impl<'a> Scorer<'a> {
         Ok(all)
     }
 
-    fn read(&self, ids: &[u32]) -> Result<Context, GenerateError> {
-        let mut cache = KvCache::new();
+    fn read(&self, ids: &[u32]) -> Result<Context<M::Memory>, GenerateError> {
+        let mut memory = M::Memory::default();
         let mut logits = Vec::new();
         for part in ids.chunks(STEP) {
-            logits = self.forward(part, &mut cache)?;
+            logits = self.forward(part, &mut memory)?;
         }
         let last = logits.len() - self.model.vocab_size();
         Ok(Context {
             ids: ids.to_vec(),
-            cache,
+            memory,
             logits: logits.split_off(last),
         })
     }
 
     /// Logits of what follows each of `ids`, one row of the vocabulary after the other.
-    fn forward(&self, ids: &[u32], cache: &mut KvCache) -> Result<Vec<f32>, GenerateError> {
+    fn forward(&self, ids: &[u32], memory: &mut M::Memory) -> Result<Vec<f32>, GenerateError> {
         let tokens = tokens(self.model, ids, [1, ids.len()]);
-        numbers(self.model.forward_cached(tokens, cache))
+        numbers(self.model.forward_after(tokens, memory))
     }
 }
 
@@ -145,8 +144,8 @@ fn score(logits: &[f32], id: u32) -> Result<TokenScore, GenerateError> {
 #[cfg(test)]
 mod tests {
     use burn::tensor::{Device, Tensor, TensorData};
-    use maquette_models::GptConfig;
     use maquette_models::nn::InitScheme;
+    use maquette_models::{Gpt, GptConfig};
     use maquette_rng::{Stream, rng};
 
     use super::*;

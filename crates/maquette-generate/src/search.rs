@@ -9,10 +9,8 @@ mod contrastive;
 pub use beam::{BeamOptions, EarlyStopping, Hypothesis, beam_search};
 pub use contrastive::{ContrastiveOptions, contrastive_search};
 
-use burn::module::Module;
-use burn::tensor::{Int, Tensor, TensorData};
-use maquette_models::Gpt;
-use maquette_models::nn::KvCache;
+use burn::tensor::{Tensor, TensorData};
+use maquette_models::LanguageModel;
 
 use crate::GenerateError;
 use crate::text::{numbers, tokens};
@@ -36,27 +34,29 @@ pub struct Read {
     pub features: Vec<Vec<f32>>,
 }
 
-/// A [`Gpt`] that reads every token once.
-pub fn reader(model: &Gpt) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateError> {
-    let mut cache = KvCache::new();
+/// A network that reads every token once.
+pub fn reader<M: LanguageModel>(
+    model: &M,
+) -> impl FnMut(Extend<'_>) -> Result<Read, GenerateError> {
+    let mut memory = M::Memory::default();
     move |next: Extend<'_>| {
         let shape = match next.parents.is_empty() {
             true => {
-                cache.clear();
+                memory = M::Memory::default();
                 [1, next.tokens.len()]
             }
             false => {
                 let rows: Vec<i64> = next.parents.iter().map(|&row| row as i64).collect();
                 let rows = TensorData::new(rows, [next.parents.len()]);
-                cache.select(Tensor::<1, Int>::from_data(rows, &model.devices()[0]));
+                M::select(&mut memory, Tensor::from_data(rows, &model.devices()[0]));
                 [next.tokens.len(), 1]
             }
         };
         let tokens = tokens(model, next.tokens, shape);
-        let (logits, features) = model.features_cached(tokens, &mut cache);
-        let last = logits.narrow(1, shape[1] - 1, 1);
+        let features = model.features_after(tokens, &mut memory);
+        let last = features.clone().narrow(1, shape[1] - 1, 1);
         Ok(Read {
-            logits: rows(last)?,
+            logits: rows(model.logits(last))?,
             features: rows(features)?,
         })
     }
@@ -75,7 +75,7 @@ fn check_prompt(prompt: &[u32], max_tokens: usize, context: usize) -> Result<(),
     if prompt.is_empty() {
         return Err(GenerateError::EmptyPrompt);
     }
-    match prompt.len().saturating_add(max_tokens) > context + 1 {
+    match prompt.len().saturating_add(max_tokens) - 1 > context {
         true => Err(GenerateError::NoRoom {
             prompt: prompt.len(),
             max_tokens,

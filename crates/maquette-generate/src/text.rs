@@ -15,8 +15,7 @@ use crate::sampling::{Bias, Breakers, Decoding, TokenLogProb, TokenSampler};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
 use maquette_data::Tokenizer;
-use maquette_models::Gpt;
-use maquette_models::nn::KvCache;
+use maquette_models::LanguageModel;
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::ControlFlow;
@@ -136,7 +135,7 @@ pub struct TokenModel<F> {
 }
 
 /// Tokens as a model reads them, `[rows, seq]`.
-pub(crate) fn tokens(model: &Gpt, ids: &[u32], shape: [usize; 2]) -> Tensor<2, Int> {
+pub(crate) fn tokens<M: Module>(model: &M, ids: &[u32], shape: [usize; 2]) -> Tensor<2, Int> {
     let ids: Vec<i64> = ids.iter().map(|&id| id.into()).collect();
     Tensor::from_data(TensorData::new(ids, shape), &model.devices()[0])
 }
@@ -148,24 +147,27 @@ pub(crate) fn numbers(tensor: Tensor<3>) -> Result<Vec<f32>, GenerateError> {
         .map_err(|e| GenerateError::Device(format!("{e:?}")))
 }
 
-/// A [`Gpt`] as a [`TokenModel`] that reads every token once and keeps its keys and values.
-pub fn gpt(model: &Gpt) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>> {
-    let mut cache = KvCache::new();
+/// A network as a [`TokenModel`] that reads every token once and keeps what its memory is: keys and
+/// values, a state, or the last inputs.
+pub fn token_model<M: LanguageModel>(
+    model: &M,
+) -> TokenModel<impl FnMut(Feed<'_>) -> Result<Vec<f32>, GenerateError>> {
+    let mut memory = M::Memory::default();
     let forward = move |feed: Feed<'_>| {
         let ids = match feed {
             Feed::Restart(ids) => {
-                cache.clear();
+                memory = M::Memory::default();
                 ids.to_vec()
             }
             Feed::Append(id) => vec![id],
         };
         let n = ids.len();
-        let logits = model.forward_cached(tokens(model, &ids, [1, n]), &mut cache);
+        let logits = model.forward_after(tokens(model, &ids, [1, n]), &mut memory);
         numbers(logits.narrow(1, n - 1, 1))
     };
     TokenModel {
         forward,
-        seq_len: model.seq_len(),
+        seq_len: model.longest(),
         vocab_size: model.vocab_size(),
     }
 }
@@ -185,13 +187,13 @@ pub fn encode_prompt(tokenizer: &Tokenizer, prompt: &str) -> Result<Vec<u32>, Ge
     Ok(ids)
 }
 
-/// Continues `prompt` with a [`Gpt`] and the tokenizer it was trained with: [`complete_ids`] after
+/// Continues `prompt` with a network and the tokenizer it was trained with: [`complete_ids`] after
 /// [`encode_prompt`].
 ///
 /// # Errors
 /// As [`generate`]; an empty prompt when the tokenizer has no end-of-text token.
-pub fn complete(
-    model: &Gpt,
+pub fn complete<M: LanguageModel>(
+    model: &M,
     tokenizer: &Tokenizer,
     prompt: &str,
     options: &GenerateOptions,
@@ -207,8 +209,8 @@ pub fn complete(
 ///
 /// # Errors
 /// As [`generate`].
-pub fn complete_ids(
-    model: &Gpt,
+pub fn complete_ids<M: LanguageModel>(
+    model: &M,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     options: &GenerateOptions,
@@ -217,10 +219,10 @@ pub fn complete_ids(
 ) -> Result<Generated, GenerateError> {
     let mut options = options.clone();
     options.end_tokens.extend(tokenizer.end_of_text());
-    let prompt = options.fit(prompt, model.seq_len());
+    let prompt = options.fit(prompt, model.longest());
     let sampler = options.sampler(tokenizer, prompt)?;
     let text = Continuation::new(sampler, &options, decoder(tokenizer));
-    generate(&mut gpt(model), text, rng, on_text)
+    generate(&mut token_model(model), text, rng, on_text)
 }
 
 /// What a reader sees of ids.

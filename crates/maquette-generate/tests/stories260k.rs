@@ -11,7 +11,7 @@ use burn::tensor::Device;
 use maquette_generate::{
     engine::{Engine, EngineOptions, Event, Request, Speculation, Weights},
     sampling::Decoding,
-    text::{generate_ids, gpt},
+    text::{generate_ids, token_model},
 };
 use maquette_models::gguf::{self, Format, Metadata, Mix};
 use maquette_models::{hf, llama2c};
@@ -65,7 +65,7 @@ fn greedy_text_is_the_published_one() {
         let random = &mut rng(0, Stream::Sample, 0);
         let go_on = |_| Ok(ControlFlow::Continue(()));
         let n = PUBLISHED.len();
-        let ids = generate_ids(&mut gpt(&model), &[1], n, &greedy, random, go_on).unwrap();
+        let ids = generate_ids(&mut token_model(&model), &[1], n, &greedy, random, go_on).unwrap();
         assert_eq!(ids, PUBLISHED);
     }
 }

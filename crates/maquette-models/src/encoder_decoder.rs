@@ -197,16 +197,19 @@ impl EncoderDecoderConfig {
         if let Err(error) = self.validate() {
             panic!("invalid EncoderDecoderConfig: {error}");
         }
-        initialise(self.build(device), rng, |slot| self.fill(slot))
+        initialise(self.build(device, false), rng, |slot| self.fill(slot))
     }
 
     /// A model of zeros, to be given weights.
     pub(crate) fn init_empty(&self, device: &Device) -> EncoderDecoder {
         let mut unused = maquette_rng::rng(0, maquette_rng::Stream::Init, 0);
-        initialise(self.build(device), &mut unused, |_| Fill::Constant(0.0))
+        initialise(self.build(device, false), &mut unused, |_| {
+            Fill::Constant(0.0)
+        })
     }
 
-    fn build(&self, device: &Device) -> EncoderDecoder {
+    /// Without weights; a decoder that sees both sides of its text is [`crate::mask_predict`]'s.
+    pub(crate) fn build(&self, device: &Device, both_sides: bool) -> EncoderDecoder {
         let head = LinearConfig::new(self.d_model, self.vocab_size).with_bias(false);
         EncoderDecoder {
             tokens: EmbeddingConfig::new(self.vocab_size, self.d_model).init(device),
@@ -214,8 +217,14 @@ impl EncoderDecoderConfig {
                 .relative
                 .is_none()
                 .then(|| sinusoids(self.seq_len, self.d_model, device)),
-            encoder: self.stack(self.n_layers, false, device),
-            decoder: self.stack(self.decoder_layers(), true, device),
+            encoder: Stack {
+                both_sides: true,
+                ..self.stack(self.n_layers, false, device)
+            },
+            decoder: Stack {
+                both_sides,
+                ..self.stack(self.decoder_layers(), true, device)
+            },
             head: (!self.tied_head).then(|| head.init(device)),
             dropout: Dropout::new(self.dropout),
             scaled_head: self.scaled_head,
@@ -259,12 +268,12 @@ impl EncoderDecoderConfig {
             norm: self.pre_norm.then(|| norm.init(device)),
             distances: self.relative.map(table),
             max_distance: self.relative.map_or(0, |relative| relative.max_distance),
-            both_sides: !crosses,
+            both_sides: false,
         }
     }
 
-    fn fill(&self, slot: &Slot) -> Fill {
-        if slot.path == "tokens.weight" {
+    pub(crate) fn fill(&self, slot: &Slot) -> Fill {
+        if slot.path.ends_with("tokens.weight") {
             // The original multiplies its embeddings by the root of their width.
             let std = match self.relative {
                 None => (self.d_model as f32).sqrt().recip(),
@@ -309,6 +318,38 @@ impl Stack {
 #[derive(Debug, Clone)]
 pub struct Memory {
     layers: Vec<CrossMemory>,
+    /// What the encoder wrote, `[batch, source, d_model]`.
+    pub(crate) features: Tensor<3>,
+}
+
+impl Memory {
+    /// The memory of these rows, any of them as often as wanted.
+    pub(crate) fn rows(&self, rows: Tensor<1, Int>) -> Self {
+        let layers = self.layers.iter();
+        Self {
+            layers: layers.map(|layer| layer.rows(rows.clone())).collect(),
+            features: self.features.clone().select(0, rows),
+        }
+    }
+}
+
+/// How a decoder reads answers.
+#[derive(Default)]
+struct Answer<'a> {
+    /// What hides the positions that only fill a row up.
+    padding: Option<Tensor<4>>,
+    /// Keys and values of the tokens before.
+    cache: Option<&'a mut KvCache>,
+    /// Where attention weights go, if somebody wants to look at them.
+    maps: Option<&'a mut AttentionMaps>,
+}
+
+/// What two parts add to the scores.
+fn sum(a: Option<Tensor<4>>, b: Option<Tensor<4>>) -> Option<Tensor<4>> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (a, b) => a.or(b),
+    }
 }
 
 /// An encoder-decoder transformer.
@@ -348,10 +389,7 @@ impl EncoderDecoder {
         let [_, seq] = tokens.dims();
         let mut x = self.embed(tokens, 0);
         let padding = mask.map(padding_bias);
-        let bias = match (self.encoder.bias(seq, 0), padding.clone()) {
-            (Some(distances), Some(padding)) => Some(distances + padding),
-            (distances, padding) => distances.or(padding),
-        };
+        let bias = sum(self.encoder.bias(seq, 0), padding.clone());
         for block in &self.encoder.blocks {
             let context = AttentionContext {
                 bias: bias.clone(),
@@ -367,6 +405,7 @@ impl EncoderDecoder {
             layers: crosses
                 .map(|cross| cross.remember(x.clone(), padding.clone()))
                 .collect(),
+            features: x,
         }
     }
 
@@ -385,7 +424,11 @@ impl EncoderDecoder {
         memory: &Memory,
         cache: Option<&mut KvCache>,
     ) -> Tensor<3> {
-        self.decode_with(tokens, memory, cache, None)
+        let answer = Answer {
+            cache,
+            ..Answer::default()
+        };
+        self.decode_with(tokens, memory, answer)
     }
 
     /// Where every decoder block and head looks while an answer is read: at the answer (`own`) and
@@ -396,24 +439,51 @@ impl EncoderDecoder {
     /// - output: `[batch, n_heads, seq, seq or source]` of each block
     pub fn attention_maps(&self, tokens: Tensor<2, Int>, memory: &Memory) -> AttentionMaps {
         let mut maps = AttentionMaps::default();
-        self.decode_with(tokens, memory, None, Some(&mut maps));
+        let answer = Answer {
+            maps: Some(&mut maps),
+            ..Answer::default()
+        };
+        self.decode_with(tokens, memory, answer);
         maps
+    }
+
+    /// Logits of every token of texts that are known in part and seen from both sides.
+    ///
+    /// # Shapes
+    /// - tokens: `[batch, seq]`
+    /// - mask: `[batch, seq]`, 1 for a token, 0 for what fills up
+    /// - output: `[batch, seq, vocab_size]`
+    pub(crate) fn decode_around(
+        &self,
+        tokens: Tensor<2, Int>,
+        mask: Tensor<2>,
+        memory: &Memory,
+    ) -> Tensor<3> {
+        let answer = Answer {
+            padding: Some(padding_bias(mask)),
+            ..Answer::default()
+        };
+        self.decode_with(tokens, memory, answer)
     }
 
     fn decode_with(
         &self,
         tokens: Tensor<2, Int>,
         memory: &Memory,
-        mut cache: Option<&mut KvCache>,
-        mut maps: Option<&mut AttentionMaps>,
+        answer: Answer<'_>,
     ) -> Tensor<3> {
+        let Answer {
+            padding,
+            mut cache,
+            mut maps,
+        } = answer;
         let [_, seq] = tokens.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
+        let bias = sum(self.decoder.bias(seq, past), padding);
         let mut x = self.embed(tokens, past);
-        let bias = self.decoder.bias(seq, past);
         for (layer, block) in self.decoder.blocks.iter().enumerate() {
             let context = AttentionContext {
-                causal: true,
+                causal: !self.decoder.both_sides,
                 bias: bias.clone(),
                 past,
                 cache: cache.as_deref_mut().map(|cache| (cache, layer)),

@@ -11,6 +11,8 @@
 //! - Mixtral: Jiang et al. 2024, arXiv:2401.04088: Llama with experts instead of the MLP.
 //! - Our own models may take sinusoids (Vaswani et al. 2017) or ALiBi (Press et al. 2021) instead.
 
+use std::path::Path;
+
 use burn::{
     module::Module,
     nn::{Embedding, EmbeddingConfig},
@@ -21,7 +23,7 @@ use maquette_nn::{
     InitScheme, KvCache, Linear, LinearConfig, MlpConfig, MlpKind, MoeConfig, Norm, NormConfig,
     NormKind, Rope, RopeScaling, Routing,
     attention::AttentionContext,
-    cross_entropy, embedding,
+    embedding,
     init::{Fill, Slot, initialise},
     positions::{alibi, sinusoids},
     project,
@@ -30,6 +32,8 @@ use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, require};
+use crate::hf;
+use crate::language::{LanguageConfig, LanguageLoss, LanguageModel};
 
 /// How a token knows its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -132,7 +136,8 @@ pub struct GptConfig {
     /// How rotary frequencies were stretched to a longer context, if they were.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
-    /// How weights are drawn. Embeddings are always normal with deviation 0.02.
+    /// How weights are drawn. Embeddings are always normal, with deviation 0.02, or one over the root
+    /// of `d_model` where they stand beside sinusoids and are no head.
     pub init: InitScheme,
 }
 
@@ -347,7 +352,7 @@ impl GptConfig {
         }
     }
 
-    fn block(&self, layer: usize, norm: &NormConfig, device: &Device) -> Block {
+    pub(crate) fn block(&self, layer: usize, norm: &NormConfig, device: &Device) -> Block {
         let attention = AttentionConfig {
             d_model: self.d_model,
             n_heads: self.n_heads,
@@ -385,12 +390,18 @@ impl GptConfig {
         block.init(device)
     }
 
-    fn fill(&self, slot: &Slot) -> Fill {
+    pub(crate) fn fill(&self, slot: &Slot) -> Fill {
         let embedding = ["tokens.weight", "positions.weight"].contains(&slot.path);
         let residual = ["proj.weight", "down.weight"]
             .iter()
             .any(|name| slot.path.ends_with(name));
-        if embedding {
+        let beside_waves = self.positions == Positions::Sinusoidal && !self.tied_head;
+        if embedding && beside_waves {
+            // Times the root of their width, they stand beside waves of amplitude one.
+            Fill::Normal {
+                std: (self.d_model as f32).sqrt().recip(),
+            }
+        } else if embedding {
             Fill::Normal { std: 0.02 }
         } else if residual && self.init == InitScheme::Scaled {
             Fill::Normal {
@@ -399,6 +410,39 @@ impl GptConfig {
         } else {
             self.init.fill(slot)
         }
+    }
+}
+
+impl LanguageConfig for GptConfig {
+    type Model = Gpt;
+    const ARCHITECTURE: &'static str = "gpt";
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    fn with_vocab_size(self, vocab_size: usize) -> Self {
+        Self { vocab_size, ..self }
+    }
+
+    fn seq_len(&self) -> usize {
+        self.seq_len
+    }
+
+    fn validate(&self) -> Result<(), ModelError> {
+        self.validate()
+    }
+
+    fn init(&self, device: &Device, rng: &mut Rng) -> Gpt {
+        self.init(device, rng)
+    }
+
+    fn save(&self, model: &Gpt, dir: &Path) -> Result<(), ModelError> {
+        hf::save(dir, self, model)
+    }
+
+    fn load(dir: &Path, device: &Device) -> Result<(Self, Gpt), ModelError> {
+        hf::load(dir, device)
     }
 }
 
@@ -432,35 +476,6 @@ struct Reading<'a> {
     maps: Option<&'a mut AttentionMaps>,
     /// The lengths of several texts in one row.
     documents: Option<&'a [usize]>,
-}
-
-/// A training loss and what it is the sum of.
-#[derive(Debug)]
-pub struct GptLoss {
-    /// What is minimised, `[1]`.
-    pub total: Tensor<1>,
-    /// Mean negative log-likelihood, in nats per token, `[1]`.
-    pub text: Tensor<1>,
-    /// How each block's experts were used; empty where there are none.
-    pub routing: Vec<Routing>,
-}
-
-impl GptLoss {
-    /// The mean over the blocks of what `of` reads off a routing, `[1]`; `None` without experts.
-    fn mean(&self, of: impl Fn(&Routing) -> Tensor<1>) -> Option<Tensor<1>> {
-        let sum = self.routing.iter().map(of).reduce(|a, b| a + b)?;
-        Some(sum / self.routing.len() as f64)
-    }
-
-    /// The load-balance loss, mean over the blocks; even load gives the number of active experts.
-    pub fn balance(&self) -> Option<Tensor<1>> {
-        self.mean(|routing| routing.balance.clone())
-    }
-
-    /// The z-loss of the routers, mean over the blocks.
-    pub fn z(&self) -> Option<Tensor<1>> {
-        self.mean(|routing| routing.z.clone())
-    }
 }
 
 impl Gpt {
@@ -514,98 +529,7 @@ impl Gpt {
     /// - inputs, targets: `[batch, seq]`, targets one token ahead
     /// - output: `[1]`
     pub fn loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> Tensor<1> {
-        self.training_loss(inputs, targets).text
-    }
-
-    /// [`Gpt::loss`], and with experts what keeps their load even.
-    ///
-    /// # Shapes
-    /// As [`Gpt::loss`].
-    pub fn training_loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> GptLoss {
-        self.loss_of(inputs, targets, Reading::default())
-    }
-
-    /// [`Gpt::training_loss`] of texts that stand one after another in one row, without a look from
-    /// one into another: the same as of each text on its own, each weighted by its length, at no cost
-    /// for filling rows up.
-    ///
-    /// # Shapes
-    /// - inputs, targets: `[1, sum of lengths]`
-    ///
-    /// # Panics
-    /// If a text is longer than `seq_len`, or the lengths do not sum to the row's.
-    pub fn packed_loss(
-        &self,
-        inputs: Tensor<2, Int>,
-        targets: Tensor<2, Int>,
-        lengths: &[usize],
-    ) -> GptLoss {
-        let [batch, seq] = inputs.dims();
-        let sum: usize = lengths.iter().sum();
-        assert_eq!((batch, seq), (1, sum), "one row of {sum} tokens");
-        let reading = Reading {
-            documents: Some(lengths),
-            ..Reading::default()
-        };
-        self.loss_of(inputs, targets, reading)
-    }
-
-    fn loss_of(
-        &self,
-        inputs: Tensor<2, Int>,
-        targets: Tensor<2, Int>,
-        reading: Reading<'_>,
-    ) -> GptLoss {
-        let (hidden, routing) = self.hidden(inputs, reading);
-        let logits = self.logits(hidden);
-        let [batch, seq, vocab] = logits.dims();
-        let text = cross_entropy(
-            logits.reshape([batch * seq, vocab]),
-            targets.reshape([batch * seq]),
-        );
-        let mut loss = GptLoss {
-            total: text.clone(),
-            text,
-            routing,
-        };
-        if let (Some((balance, z)), Some(of_balance), Some(of_z)) =
-            (self.router_losses, loss.balance(), loss.z())
-        {
-            loss.total = loss.total + of_balance * balance + of_z * z;
-        }
-        loss
-    }
-
-    /// Logits of tokens that follow those already in `cache`; the same numbers as
-    /// [`Gpt::forward`] over the whole text.
-    ///
-    /// # Shapes
-    /// - tokens: `[batch, seq]`, the new ones only; `cache.len() + seq` at most `seq_len`
-    /// - output: `[batch, seq, vocab_size]`
-    pub fn forward_cached(&self, tokens: Tensor<2, Int>, cache: &mut KvCache) -> Tensor<3> {
-        let reading = Reading {
-            cache: Some(cache),
-            ..Reading::default()
-        };
-        self.logits(self.hidden(tokens, reading).0)
-    }
-
-    /// As [`Gpt::forward_cached`], and with the logits the features that they are read from, which
-    /// contrastive search compares.
-    ///
-    /// # Shapes
-    /// - features: `[batch, seq, d_model]`
-    pub fn features_cached(
-        &self,
-        tokens: Tensor<2, Int>,
-        cache: &mut KvCache,
-    ) -> (Tensor<3>, Tensor<3>) {
-        let reading = Reading {
-            cache: Some(cache),
-            ..Reading::default()
-        };
-        let features = self.hidden(tokens, reading).0;
-        (self.logits(features.clone()), features)
+        LanguageLoss::of(self.forward(inputs), targets).text
     }
 
     /// Features after the last norm, `[batch, seq, d_model]`, and how experts were used.
@@ -660,16 +584,94 @@ impl Gpt {
         (self.norm.forward(x), routings)
     }
 
-    fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+    fn loss_of(
+        &self,
+        inputs: Tensor<2, Int>,
+        targets: Tensor<2, Int>,
+        reading: Reading<'_>,
+    ) -> LanguageLoss {
+        let (hidden, routing) = self.hidden(inputs, reading);
+        let mut loss = LanguageLoss {
+            routing,
+            ..LanguageLoss::of(self.logits(hidden), targets)
+        };
+        if let (Some((balance, z)), Some(of_balance), Some(of_z)) =
+            (self.router_losses, loss.balance(), loss.z())
+        {
+            loss.total = loss.total + of_balance * balance + of_z * z;
+        }
+        loss
+    }
+}
+
+impl LanguageModel for Gpt {
+    type Memory = KvCache;
+
+    fn vocab_size(&self) -> usize {
+        self.vocab_size()
+    }
+
+    fn longest(&self) -> usize {
+        self.seq_len
+    }
+
+    fn forward(&self, tokens: Tensor<2, Int>) -> Tensor<3> {
+        self.forward(tokens)
+    }
+
+    /// # Panics
+    /// If `memory.len() + seq` is more than `seq_len`.
+    fn features_after(&self, tokens: Tensor<2, Int>, memory: &mut KvCache) -> Tensor<3> {
+        let reading = Reading {
+            cache: Some(memory),
+            ..Reading::default()
+        };
+        self.hidden(tokens, reading).0
+    }
+
+    fn logits(&self, features: Tensor<3>) -> Tensor<3> {
         match &self.head {
-            Some(head) => head.forward(hidden),
+            Some(head) => head.forward(features),
             None => project(
-                hidden,
+                features,
                 self.tokens.weight.val().transpose(),
                 None,
                 Activation::Identity,
             ),
         }
+    }
+
+    fn select(memory: &mut KvCache, rows: Tensor<1, Int>) {
+        memory.select(rows);
+    }
+
+    /// [`Gpt::loss`], and with experts what keeps their load even.
+    fn training_loss(&self, inputs: Tensor<2, Int>, targets: Tensor<2, Int>) -> LanguageLoss {
+        self.loss_of(inputs, targets, Reading::default())
+    }
+
+    /// Of all texts at once, at no cost for filling rows up.
+    ///
+    /// # Panics
+    /// If a text is longer than `seq_len`.
+    fn packed_loss(
+        &self,
+        inputs: Tensor<2, Int>,
+        targets: Tensor<2, Int>,
+        lengths: &[usize],
+    ) -> LanguageLoss {
+        let [batch, seq] = inputs.dims();
+        let sum: usize = lengths.iter().sum();
+        assert_eq!((batch, seq), (1, sum), "one row of {sum} tokens");
+        let reading = Reading {
+            documents: Some(lengths),
+            ..Reading::default()
+        };
+        self.loss_of(inputs, targets, reading)
+    }
+
+    fn attention_maps(&self, tokens: Tensor<2, Int>) -> Option<AttentionMaps> {
+        Some(self.attention_maps(tokens))
     }
 }
 

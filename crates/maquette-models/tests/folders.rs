@@ -7,7 +7,7 @@ use std::{fs, path::Path};
 use burn::tensor::{Device, Int, Tensor};
 use common::{Expected, fixture};
 use maquette_models::{
-    GptConfig, ModelError,
+    GptConfig, LanguageModel as _, ModelError,
     hf::{
         CONFIG, GenerationConfig, TokenIds, WEIGHTS, WEIGHTS_INDEX, load, load_generation_config,
         save, save_generation_config,

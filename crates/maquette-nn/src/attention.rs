@@ -325,6 +325,21 @@ pub struct CrossMemory {
     pub bias: Option<Tensor<4>>,
 }
 
+impl CrossMemory {
+    /// These rows of it, any of them as often as wanted; a bias must have a row for each text.
+    ///
+    /// # Shapes
+    /// - rows: `[n]`
+    pub fn rows(&self, rows: Tensor<1, Int>) -> Self {
+        let of = |x: &Tensor<4>| x.clone().select(0, rows.clone());
+        Self {
+            keys: of(&self.keys),
+            values: of(&self.values),
+            bias: self.bias.as_ref().map(of),
+        }
+    }
+}
+
 impl CrossAttention {
     /// Keys and values of the text attended to, computed once for all that attend to it.
     ///

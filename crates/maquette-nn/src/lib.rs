@@ -22,7 +22,7 @@ pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gelu, gelu_tanh,
+    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gated, gelu, gelu_tanh,
     leaky_relu, linear as project, map, optimizer, quant, relu, silu,
 };
 

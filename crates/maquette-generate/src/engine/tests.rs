@@ -2,7 +2,7 @@ use super::cache::Pool;
 use super::forward::{Batch, Forward};
 use super::*;
 use crate::sampling::distribution;
-use crate::text::{generate_ids, gpt};
+use crate::text::{generate_ids, token_model};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use maquette_kernels::paged::PAGE;
 use maquette_models::gguf::{self, Metadata, Mix};
@@ -332,7 +332,15 @@ fn a_full_context_slides_as_the_tensor_loop_does() {
     let go_on = |_| Ok(ControlFlow::Continue(()));
     let random = &mut rng(7, Stream::Sample, 0);
     let prompt = text(20, 1);
-    let expected = generate_ids(&mut gpt(&model), &prompt, 60, &decoding, random, go_on).unwrap();
+    let expected = generate_ids(
+        &mut token_model(&model),
+        &prompt,
+        60,
+        &decoding,
+        random,
+        go_on,
+    )
+    .unwrap();
     let mut engine = Engine::new(Weights::of(&config, &model), EngineOptions::default());
     let ask = |when_full| Request {
         max_tokens: 60,

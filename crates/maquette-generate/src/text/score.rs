@@ -1,6 +1,6 @@
 //! How probable a model holds a text that is there.
 
-use maquette_models::Gpt;
+use maquette_models::LanguageModel;
 
 use crate::GenerateError;
 use crate::likelihood::Scorer;
@@ -11,9 +11,13 @@ use crate::sampling::{TokenLogProb, token_log_prob};
 ///
 /// # Errors
 /// More tokens than the context and the one that is only foretold, a token outside the vocabulary, or the device's.
-pub fn score(model: &Gpt, ids: &[u32], top: usize) -> Result<Vec<TokenLogProb>, GenerateError> {
-    let context = model.seq_len();
-    if ids.len() > context + 1 {
+pub fn score<M: LanguageModel>(
+    model: &M,
+    ids: &[u32],
+    top: usize,
+) -> Result<Vec<TokenLogProb>, GenerateError> {
+    let context = model.longest();
+    if ids.len().saturating_sub(1) > context {
         return Err(GenerateError::PromptTooLong {
             length: ids.len(),
             context,

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use maquette_data::Tokenizer;
-use maquette_models::Gpt;
+use maquette_models::LanguageModel;
 use maquette_rng::Rng;
 use serde::Serialize;
 
@@ -49,9 +49,9 @@ impl Strategy {
     ///
     /// # Errors
     /// As [`complete_ids`]; a search without room in the context.
-    pub fn complete(
+    pub fn complete<M: LanguageModel>(
         &self,
-        model: &Gpt,
+        model: &M,
         tokenizer: &Tokenizer,
         prompt: &[u32],
         options: &GenerateOptions,
@@ -76,19 +76,19 @@ impl Strategy {
         Ok(made)
     }
 
-    fn search(
+    fn search<M: LanguageModel>(
         &self,
-        model: &Gpt,
+        model: &M,
         tokenizer: &Tokenizer,
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Generated, GenerateError> {
-        let prompt = options.fit(prompt, model.seq_len());
+        let (context, max_tokens) = (model.longest(), options.max_tokens);
+        let prompt = options.fit(prompt, context);
         let mut options = options.clone();
         options.end_tokens.extend(tokenizer.end_of_text());
         options.end_tokens.sort_unstable();
         options.end_tokens.dedup();
-        let (context, max_tokens) = (model.seq_len(), options.max_tokens);
         let end_tokens = options.end_tokens.clone();
         let ids = match *self {
             Self::Beams {

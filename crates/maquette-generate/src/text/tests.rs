@@ -2,7 +2,7 @@ use super::*;
 use crate::text::Strategy;
 use burn::tensor::Device;
 use maquette_data::tokenizer::TokenizerConfig;
-use maquette_models::gpt::{GptConfig, Positions};
+use maquette_models::gpt::{Gpt, GptConfig, Positions};
 use maquette_models::nn::InitScheme;
 use maquette_rng::{Stream, rng};
 use proptest::prelude::*;
@@ -197,7 +197,7 @@ fn without_cache(
             Feed::Restart(ids) => context = ids.to_vec(),
             Feed::Append(id) => context.push(id),
         }
-        (gpt(model).forward)(Feed::Restart(&context))
+        (token_model(model).forward)(Feed::Restart(&context))
     };
     TokenModel {
         forward,
@@ -227,7 +227,7 @@ fn greedy_text_with_the_cache_is_greedy_text_without() {
         let all = |_| Ok(ControlFlow::Continue(()));
         // Far beyond the context of 8, so that it fills and restarts several times.
         let d = Decoding::greedy();
-        let with = generate_ids(&mut gpt(&model), &[3, 1, 4], 30, &d, rng, all).unwrap();
+        let with = generate_ids(&mut token_model(&model), &[3, 1, 4], 30, &d, rng, all).unwrap();
         let without =
             generate_ids(&mut without_cache(&model), &[3, 1, 4], 30, &d, rng, all).unwrap();
         assert_eq!(with, without);
@@ -246,7 +246,10 @@ fn the_seed_decides_the_text() {
     let text = |seed| {
         let rng = &mut rng(seed, Stream::Sample, 0);
         let text = after(&[7], &options(20, &[]));
-        generate(&mut gpt(&model), text, rng, |_| ControlFlow::Continue(())).unwrap()
+        generate(&mut token_model(&model), text, rng, |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap()
     };
     assert_eq!(text(1), text(1));
     assert_ne!(text(1).ids, text(2).ids);

@@ -68,10 +68,10 @@ fn cached_logits_equal_full_logits() {
         let text = [3, 1, 4, 1, 5, 9, 2, 6];
         let full = model.forward(ids(&text));
         let mut cache = KvCache::new();
-        let mut parts = vec![model.forward_cached(ids(&text[..3]), &mut cache)];
-        parts.push(model.forward_cached(ids(&text[3..5]), &mut cache));
+        let mut parts = vec![model.forward_after(ids(&text[..3]), &mut cache)];
+        parts.push(model.forward_after(ids(&text[3..5]), &mut cache));
         for token in &text[5..] {
-            parts.push(model.forward_cached(ids(&[*token]), &mut cache));
+            parts.push(model.forward_after(ids(&[*token]), &mut cache));
         }
         assert_eq!(cache.len(), 8);
         let difference = difference(full, Tensor::cat(parts, 1));

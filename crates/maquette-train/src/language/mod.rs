@@ -31,7 +31,7 @@ struct LanguageModel {
 
 impl LanguageModel {
     fn open(path: &Path, device: &Device) -> Result<Self, TrainError> {
-        let (model, tokenizer, defaults) = language_model(path, device)?;
+        let (model, (tokenizer, defaults)) = language_model(path, device)?;
         let ends = defaults
             .eos_token_id
             .map_or(Vec::new(), |ids| ids.ids().to_vec());

@@ -15,6 +15,7 @@ use maquette_eval::tasks::{
 use maquette_generate::likelihood::Scorer;
 use maquette_generate::sampling::Decoding;
 use maquette_generate::text::{GenerateOptions, complete_ids};
+use maquette_models::Gpt;
 use maquette_rng::{Stream, rng};
 use serde_json::{Map, Value, json};
 
@@ -285,7 +286,7 @@ fn rows(
 /// Answers requests as lm-evaluation-harness has a causal model of `transformers` answer them.
 struct Asker<'a> {
     model: &'a LanguageModel,
-    scorer: Scorer<'a>,
+    scorer: Scorer<'a, Gpt>,
 }
 
 impl Asker<'_> {

@@ -13,7 +13,7 @@ use maquette_models::{Bert, BertConfig, BertHead, BertInput, hf};
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 
-use super::gpt::{TextData, TextSource};
+use super::text::{TextData, TextSource};
 use super::{EvaluateJob, Job, Outcome, test_metrics, validate};
 use crate::spec::{Invalid, PublishedNumbers};
 use crate::{

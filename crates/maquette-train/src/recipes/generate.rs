@@ -10,14 +10,18 @@ use maquette_generate::gguf as tokens;
 use maquette_generate::sampling::TokenLogProb;
 use maquette_generate::text::{GenerateOptions, StopReason, Strategy, encode_prompt, score};
 use maquette_models::nn::AttentionMaps;
-use maquette_models::{BertHead, BertInput, Gpt, gguf, hf};
+use maquette_models::{
+    BertHead, BertInput, CausalConvConfig, Gpt, GptConfig, LanguageConfig, LanguageModel,
+    RecurrentConfig, gguf, hf,
+};
 use maquette_rng::{Stream, rng};
 
+use super::gpt::{self, LanguageRecipe};
 use super::pictures::{self, Draw, ImageRequest, Stamp};
-use super::{Family, diffusion, gpt, of_run, points, seq2seq, vae};
+use super::{Family, diffusion, mask_predict, of_run, points, seq2seq, vae};
 use crate::attention::{Attention, MAX_TOKENS};
 use crate::files::write_atomic;
-use crate::{TrainError, hash};
+use crate::{Source, TrainError, hash};
 
 /// What is asked of a model: the text part for a language model, the image part for the others.
 pub struct GenerateJob<'a> {
@@ -110,18 +114,23 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         return gaps(job);
     }
     if folder || is_gguf(&job.model) {
-        return text(job, String::new());
+        (job.say)("loading the model");
+        let (model, tokens) = language_model(&job.model, &job.device)?;
+        return text(&model, tokens, job, String::new());
     }
     let source = of_run(&job.model)?;
     let family = Family::of(&source)?;
-    if family != Family::Gpt {
+    let writes = matches!(family, Family::Gpt | Family::Recurrent | Family::CausalConv);
+    if !writes {
         job.text.without_search()?;
     }
     match family {
-        Family::Gpt => {
-            let prompt = gpt::GptRecipe::parse(&source)?.sample.prompt;
-            text(job, prompt)
-        }
+        Family::Gpt => of_recipe::<GptConfig>(&source, job),
+        Family::Recurrent => of_recipe::<RecurrentConfig>(&source, job),
+        Family::CausalConv => of_recipe::<CausalConvConfig>(&source, job),
+        Family::InContext => Err(TrainError::other(
+            "an in-context learner writes no text; `maquette evaluate` measures it",
+        )),
         Family::Classifier => Err(TrainError::other(
             "a classifier generates nothing; `maquette evaluate` measures it",
         )),
@@ -130,6 +139,7 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         )),
         Family::Bert => gaps(job),
         Family::Seq2seq => seq2seq::generate(&source, job),
+        Family::MaskPredict => mask_predict::generate(&source, job),
         Family::Points => points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
     }
@@ -142,17 +152,23 @@ fn is_gguf(path: &Path) -> bool {
             .is_some_and(|extension| extension == "gguf")
 }
 
-/// A language model with its tokenizer and the tokens that end a text, from a folder or a GGUF file.
-pub(crate) fn language_model(
-    path: &Path,
-    device: &Device,
-) -> Result<(Gpt, Tokenizer, hf::GenerationConfig), TrainError> {
+/// A tokenizer, and how its model draws tokens and ends a text.
+type Tokens = (Tokenizer, hf::GenerationConfig);
+
+/// What a model's folder says about tokens.
+fn tokens_of<M: LanguageModel>(dir: &Path, model: &M) -> Result<Tokens, TrainError> {
+    let tokenizer = Tokenizer::load(dir).map_err(TrainError::other)?;
+    let tokenizer = fitting(dir, model, tokenizer)?;
+    let defaults = hf::load_generation_config(dir).map_err(TrainError::other)?;
+    Ok((tokenizer, defaults))
+}
+
+/// A transformer with its tokens, from a folder or a GGUF file.
+pub(crate) fn language_model(path: &Path, device: &Device) -> Result<(Gpt, Tokens), TrainError> {
     if !is_gguf(path) {
         let (_, model) = hf::load(path, device).map_err(TrainError::other)?;
-        let tokenizer = Tokenizer::load(path).map_err(TrainError::other)?;
-        let tokenizer = fitting(path, &model, tokenizer)?;
-        let defaults = hf::load_generation_config(path).map_err(TrainError::other)?;
-        return Ok((model, tokenizer, defaults));
+        let tokens = tokens_of(path, &model)?;
+        return Ok((model, tokens));
     }
     let file = gguf::File::open(path).map_err(TrainError::other)?;
     let (_, model) = gguf::load(&file, device).map_err(TrainError::other)?;
@@ -164,11 +180,15 @@ pub(crate) fn language_model(
         ))
     })?;
     let tokenizer = fitting(path, &model, tokenizer)?;
-    Ok((model, tokenizer, tokens::generation_config(&file)))
+    Ok((model, (tokenizer, tokens::generation_config(&file))))
 }
 
 /// A tokenizer that has no more tokens than the model has rows.
-fn fitting(path: &Path, model: &Gpt, tokenizer: Tokenizer) -> Result<Tokenizer, TrainError> {
+fn fitting<M: LanguageModel>(
+    path: &Path,
+    model: &M,
+    tokenizer: Tokenizer,
+) -> Result<Tokenizer, TrainError> {
     let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
     match known > rows {
         true => Err(TrainError::other(format!(
@@ -191,9 +211,24 @@ fn spell(tokenizer: &Tokenizer, log_probs: Vec<TokenLogProb>) -> Vec<SpeltLogPro
     log_probs.into_iter().map(one).collect()
 }
 
-fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, TrainError> {
+/// The text of a run of a language model.
+fn of_recipe<C: LanguageConfig>(
+    source: &Source,
+    job: GenerateJob<'_>,
+) -> Result<Vec<Made>, TrainError> {
     (job.say)("loading the model");
-    let (model, tokenizer, defaults) = language_model(&job.model, &job.device)?;
+    let prompt = LanguageRecipe::<C>::parse(source)?.sample.prompt;
+    let (_, model) = C::load(&job.model, &job.device).map_err(TrainError::other)?;
+    let tokens = tokens_of(&job.model, &model)?;
+    text(&model, tokens, job, prompt)
+}
+
+fn text<M: LanguageModel>(
+    model: &M,
+    (tokenizer, defaults): Tokens,
+    job: GenerateJob<'_>,
+    default_prompt: String,
+) -> Result<Vec<Made>, TrainError> {
     let mut options = job.text.options;
     if let Some(end) = &defaults.eos_token_id {
         options.end_tokens.extend(end.ids());
@@ -201,18 +236,17 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
     let prompt = job.text.prompt.unwrap_or(default_prompt);
     let start = gpt::opening(&tokenizer, &prompt);
     let start = encode_prompt(&tokenizer, &start).map_err(TrainError::other)?;
-    let start = options.fit(&start, model.seq_len());
-    let of_prompt = |top| score(&model, start, top).map_err(TrainError::other);
+    let start = options.fit(&start, model.longest());
+    let of_prompt = |top| score(model, start, top).map_err(TrainError::other);
     let mut made = Vec::with_capacity(job.images.count);
     for i in 0..job.images.count {
         let seed = job.images.seed.wrapping_add(i as u64);
         let _ = (job.on_text)(&prompt);
         let random = &mut rng(seed, Stream::Sample, 0);
-        let written = job
-            .text
-            .strategy
+        let strategy = job.text.strategy;
+        let written = strategy
             .complete(
-                &model,
+                model,
                 &tokenizer,
                 start,
                 &options,
@@ -223,7 +257,7 @@ fn text(job: GenerateJob<'_>, default_prompt: String) -> Result<Vec<Made>, Train
         let _ = (job.on_text)("\n");
         if let (0, Some(page)) = (i, &job.text.attention) {
             let all = [start, &written.ids].concat();
-            let seen = &all[..all.len().min(model.seq_len())];
+            let seen = &all[..all.len().min(model.longest())];
             look(page, &job.model, seen, &tokenizer, |ids| {
                 model.attention_maps(Tensor::from_data(ids, &job.device))
             })?;
@@ -263,7 +297,7 @@ fn gaps(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
             .encode_with_template(&prompt)
             .map_err(TrainError::other)?;
         look(page, &job.model, &ids, &tokenizer, |ids| {
-            model.attention_maps(BertInput::new(Tensor::from_data(ids, &job.device)))
+            Some(model.attention_maps(BertInput::new(Tensor::from_data(ids, &job.device))))
         })?;
     }
     Ok(vec![Made::Filled(filled)])
@@ -275,7 +309,7 @@ fn look(
     model: &Path,
     ids: &[u32],
     tokenizer: &Tokenizer,
-    maps: impl FnOnce(TensorData) -> AttentionMaps,
+    maps: impl FnOnce(TensorData) -> Option<AttentionMaps>,
 ) -> Result<(), TrainError> {
     if ids.len() > MAX_TOKENS {
         return Err(TrainError::other(format!(
@@ -284,7 +318,9 @@ fn look(
         )));
     }
     let row: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-    let maps = maps(TensorData::new(row, [1, ids.len()]));
+    let maps = maps(TensorData::new(row, [1, ids.len()])).ok_or_else(|| {
+        TrainError::other("this network has no attention to show; leave --attention out")
+    })?;
     let spelled = |id: &u32| {
         let text = tokenizer.decode(&[*id]).map_err(TrainError::other)?;
         // A piece inside a word would look like a word of its own.

@@ -1,39 +1,45 @@
-//! `family = "gpt"`: a language model on text.
+//! `family = "gpt"`, `"recurrent"` or `"causal-conv"`: a language model on text. The networks differ
+//! in their `[model]` alone.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
-use maquette_data::stream::{TextStream, TextStreamConfig, TextStreamState};
+use burn::tensor::Device;
 use maquette_data::tokenizer::TokenizerConfig;
-use maquette_data::{TokenSet, Tokenizer, Windows, stories, text};
+use maquette_data::{TokenSet, Tokenizer, Windows};
 use maquette_eval::likelihood;
 use maquette_generate::text::{GenerateOptions, complete};
-use maquette_models::gpt::{Gpt, GptConfig, GptLoss};
-use maquette_models::{hf, nn::moe::Load};
+use maquette_models::{
+    CausalConvConfig, GptConfig, LanguageConfig, LanguageLoss, LanguageModel, RecurrentConfig, hf,
+    nn::moe::Load,
+};
 use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 
+use super::text::{Corpus, Reading, TextData, tensors};
 use super::{EvaluateJob, Job, Outcome, validate};
 use crate::files::write_atomic;
-use crate::spec::{Invalid, PublishedNumbers};
+use crate::spec::PublishedNumbers;
 use crate::{
-    Batch, BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, Run, ScheduleSpec,
-    Source, Task, TrainError, fit,
+    BoxError, Evaluation, LoopSpec, Loss, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
+    TrainError, fit,
 };
 
-/// Windows of held-out text that a streamed run is measured on, unless the recipe says otherwise.
-const STREAMED_WINDOWS: usize = 1024;
+/// A recipe of a transformer.
+pub type GptRecipe = LanguageRecipe<GptConfig>;
+/// A recipe of a recurrent network.
+pub type RecurrentRecipe = LanguageRecipe<RecurrentConfig>;
+/// A recipe of a causal convolution.
+pub type CausalConvRecipe = LanguageRecipe<CausalConvConfig>;
 
 /// Everything about one language model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GptRecipe {
+#[serde(deny_unknown_fields, bound = "C: LanguageConfig")]
+pub struct LanguageRecipe<C> {
     /// One line for listings.
     pub summary: String,
-    /// `gpt`.
+    /// `gpt`, `recurrent` or `causal-conv`.
     pub family: super::Family,
     /// Where text comes from.
     pub data: TextData,
@@ -41,7 +47,7 @@ pub struct GptRecipe {
     pub tokenizer: TokenizerConfig,
     /// The network. `vocab_size` is the tokenizer's.
     #[serde(default)]
-    pub model: GptConfig,
+    pub model: C,
     /// The update rule.
     pub optimizer: OptimizerSpec,
     /// The learning rate over time.
@@ -55,58 +61,6 @@ pub struct GptRecipe {
     /// Published numbers to stand beside ours.
     #[serde(default, skip_serializing_if = "PublishedNumbers::is_empty")]
     pub published: PublishedNumbers,
-}
-
-/// Where text comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TextSource {
-    /// A text or JSONL file, or a folder of them; `--data` gives it.
-    Path,
-    /// Short stories from a grammar. No download.
-    Stories,
-}
-
-/// `[data]` of a language model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TextData {
-    /// Where it comes from.
-    pub source: TextSource,
-    /// The path, for `source = "path"`; `--data` stands for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathBuf>,
-    /// How many stories, for `source = "stories"`.
-    #[serde(default = "stories_count")]
-    pub count: usize,
-    /// The last share of the text is held out.
-    #[serde(default = "tenth")]
-    pub validation: f64,
-    /// Read from disk while training, at constant memory.
-    #[serde(default)]
-    pub streaming: bool,
-    /// Documents, each closed by the tokenizer's end-of-text token, do not look into each other
-    /// where several stand in one window.
-    #[serde(default)]
-    pub packing: bool,
-    /// Windows among which a streamed batch is drawn.
-    #[serde(default = "buffer")]
-    pub shuffle_buffer: usize,
-    /// Windows of held-out text measured at a validation; all when absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub validation_windows: Option<usize>,
-}
-
-fn stories_count() -> usize {
-    8000
-}
-
-fn tenth() -> f64 {
-    0.1
-}
-
-fn buffer() -> usize {
-    4096
 }
 
 /// `[sample]` of a language model.
@@ -131,7 +85,7 @@ impl Default for TextSample {
     }
 }
 
-impl GptRecipe {
+impl<C: LanguageConfig> LanguageRecipe<C> {
     /// Reads and checks a recipe.
     ///
     /// # Errors
@@ -139,90 +93,21 @@ impl GptRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        let invalid = |section: &str, invalid: Invalid| source.locate(section, invalid);
-        let data = &recipe.data;
-        if !(0.0 < data.validation && data.validation < 1.0) {
-            let error = Invalid::new(
-                "validation",
-                "must lie between 0 and 1",
-                "0.1 holds out a tenth",
-            );
-            return Err(invalid("data", error).into());
-        }
-        if data.packing && data.streaming {
-            let help = "leave one of them out";
-            let error = Invalid::new("packing", "does not go with streaming yet", help);
-            return Err(invalid("data", error).into());
-        }
-        if data.shuffle_buffer == 0 || data.count == 0 {
-            let error = Invalid::new(
-                "shuffle_buffer",
-                "shuffle_buffer and count must be at least 1",
-                "try 4096",
-            );
-            return Err(invalid("data", error).into());
-        }
-        let sized = GptConfig {
-            vocab_size: recipe.model.vocab_size.max(1),
-            ..recipe.model.clone()
-        };
+        let data = recipe.data.validate();
+        data.map_err(|invalid| source.locate("data", invalid))?;
+        let known = recipe.model.vocab_size().max(1);
+        let sized = recipe.model.clone().with_vocab_size(known);
         source.check("model", sized.validate())?;
         Ok(recipe)
     }
-}
 
-/// Text ready for a model.
-struct Corpus {
-    tokenizer: Arc<Tokenizer>,
-    train: TrainText,
-    validation: TokenSet,
-    /// Bytes of the held-out text, for bits per byte.
-    validation_bytes: usize,
-    sha256: String,
-}
-
-/// Where training windows come from.
-enum TrainText {
-    /// Any window of text held in memory; a function of the step.
-    Memory(TokenSet),
-    /// Windows read from disk in the order of a shuffle buffer.
-    Disk(Box<TextStream>),
-}
-
-impl TrainText {
-    /// Goes on where `run` was, if text is streamed.
-    fn resume(
-        self,
-        run: Option<&Run>,
-        path: Option<&Path>,
-        tokenizer: &Arc<Tokenizer>,
-    ) -> Result<Self, TrainError> {
-        let (Self::Disk(_), Some(state), Some(path)) =
-            (&self, run.and_then(Run::stream_state), path)
-        else {
-            return Ok(self);
-        };
-        let state: TextStreamState =
-            serde_json::from_value(state.clone()).map_err(TrainError::other)?;
-        let stream =
-            TextStream::resume(path, tokenizer.clone(), state).map_err(TrainError::other)?;
-        Ok(Self::Disk(Box::new(stream)))
-    }
-
-    /// The micro-batch `step` of the run.
-    fn batch(&mut self, recipe: &GptRecipe, step: u64) -> Result<Batch<Windows>, BoxError> {
-        let LoopSpec { batch, seed, .. } = recipe.train;
-        match self {
-            Self::Memory(tokens) => Ok(tokens
-                .windows(batch, recipe.model.seq_len, seed, step)?
-                .into()),
-            Self::Disk(stream) => {
-                let data = stream.next_batch()?;
-                Ok(Batch {
-                    data,
-                    stream: Some(serde_json::to_value(stream.state())?),
-                })
-            }
+    fn reading(&self) -> Reading<'_> {
+        Reading {
+            data: &self.data,
+            tokenizer: &self.tokenizer,
+            batch: self.train.batch,
+            seq_len: self.model.seq_len(),
+            seed: self.train.seed,
         }
     }
 }
@@ -231,19 +116,23 @@ impl TrainText {
 ///
 /// # Errors
 /// See [`TrainError`].
-pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
+pub fn train<C: LanguageConfig>(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     // 1. Recipe and data
-    let mut recipe = GptRecipe::parse(&job.source)?;
+    let mut recipe = LanguageRecipe::<C>::parse(&job.source)?;
     job.remember_data(&mut recipe.data.path);
     job.say("reading the text");
-    let path = text_path(&recipe, job.data_path(recipe.data.path.as_deref()))?;
-    let corpus = Corpus::open(&recipe, path.as_deref())?;
-    recipe.model.vocab_size = corpus.tokenizer.vocab_size();
-    let (batch, seq_len, seed) = (recipe.train.batch, recipe.model.seq_len, recipe.train.seed);
+    let given = job.data_path(recipe.data.path.as_deref());
+    let path = recipe.reading().path(given)?;
+    let corpus = Corpus::open(recipe.reading(), path.as_deref())?;
+    recipe.model = recipe.model.with_vocab_size(corpus.tokenizer.vocab_size());
+    let recipe = recipe;
+    let reading = recipe.reading();
 
     // 2. Model
     let device = job.device.clone().autodiff();
-    let model = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
+    let model = recipe
+        .model
+        .init(&device, &mut rng(reading.seed, Stream::Init, 0));
 
     // 3. Run folder, and the place in the stream when it is resumed
     let run = job.open_run(&recipe, &corpus.sha256)?;
@@ -255,11 +144,11 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         ..
     } = corpus;
     let mut text = text.resume(run.as_ref(), path.as_deref(), &tokenizer)?;
-    let packed = packing(&recipe, &tokenizer)?;
+    let packed = reading.packing(&tokenizer)?;
     let held_out = HeldOut {
         tokens: &validation,
         bytes: validation_bytes,
-        recipe: &recipe,
+        reading,
         device: &job.device.clone(),
         packed,
         alarm: RefCell::default(),
@@ -273,8 +162,8 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         steps: recipe.train.total_steps(0),
         device: &device,
     };
-    let batches = |step: u64| text.batch(&recipe, step);
-    let loss = |model: &Gpt, windows: Windows, _| {
+    let batches = |step: u64| text.batch(reading, step);
+    let loss = |model: &C::Model, windows: Windows, _| {
         let loss = loss_of(model, &windows, packed, &device);
         let mut parts = Vec::new();
         if let (Some(balance), Some(z)) = (loss.balance(), loss.z()) {
@@ -286,9 +175,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         }
     };
     let task = Task::new(batches, loss)
-        .counting((batch * seq_len) as f64, "tokens")
-        .validate(|model: &Gpt| held_out.measure(model))
-        .sample(|model: &Gpt, step, folder: &Path| {
+        .counting((reading.batch * reading.seq_len) as f64, "tokens")
+        .validate(|model: &C::Model| held_out.measure(model))
+        .sample(|model: &C::Model, step, folder: &Path| {
             samples(model, step, folder, &recipe, &tokenizer)
         });
     let Some(mut run) = run else {
@@ -301,7 +190,8 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 
     // 5. Save, measure, report
     let dir = run.dir().to_owned();
-    hf::save(&dir, &recipe.model, &fitted.model).map_err(TrainError::other)?;
+    let saved = recipe.model.save(&fitted.model, &dir);
+    saved.map_err(TrainError::other)?;
     save_generation_config(&dir, &tokenizer, &recipe.sample.options)?;
     tokenizer
         .save(dir.join("tokenizer.json"))
@@ -314,20 +204,24 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
 ///
 /// # Errors
 /// No weights, or no data.
-pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
-    let recipe = GptRecipe::parse(source)?;
+pub fn evaluate<C: LanguageConfig>(
+    source: &Source,
+    job: EvaluateJob<'_>,
+) -> Result<Evaluation, TrainError> {
+    let recipe = LanguageRecipe::<C>::parse(source)?;
+    let reading = recipe.reading();
     (job.say)("reading the text");
-    let path = text_path(&recipe, job.data.as_deref().or(recipe.data.path.as_deref()))?;
-    let corpus = Corpus::open(&recipe, path.as_deref())?;
-    let (_, model) = hf::load(&job.run, &job.device).map_err(TrainError::other)?;
+    let path = reading.path(job.data.as_deref().or(recipe.data.path.as_deref()))?;
+    let corpus = Corpus::open(reading, path.as_deref())?;
+    let (_, model) = C::load(&job.run, &job.device).map_err(TrainError::other)?;
     (job.say)("measuring");
     let tokens = &corpus.validation;
     let held_out = HeldOut {
         tokens,
         bytes: corpus.validation_bytes,
-        recipe: &recipe,
+        reading,
         device: &job.device,
-        packed: packing(&recipe, &corpus.tokenizer)?,
+        packed: reading.packing(&corpus.tokenizer)?,
         alarm: RefCell::default(),
     };
     let metrics = held_out.measure(&model).map_err(TrainError::Other)?;
@@ -339,7 +233,7 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
         let how = format!(
             "tokens={}|windows=side-by-side|seq_len={}",
             tokens.len(),
-            recipe.model.seq_len
+            reading.seq_len
         );
         evaluation.put(
             &name,
@@ -357,153 +251,13 @@ fn prefixed(metrics: &Metrics) -> Metrics {
         .collect()
 }
 
-/// The text on disk, if the recipe reads any. Streamed stories are written to a file first.
-fn text_path(recipe: &GptRecipe, path: Option<&Path>) -> Result<Option<PathBuf>, TrainError> {
-    let TextData {
-        source,
-        count,
-        streaming,
-        ..
-    } = recipe.data;
-    match source {
-        TextSource::Path => Ok(Some(
-            path.ok_or_else(super::sections::missing_path)?.to_owned(),
-        )),
-        TextSource::Stories if streaming => {
-            let file = std::env::temp_dir().join(format!(
-                "maquette-stories-{count}-{}.txt",
-                recipe.train.seed
-            ));
-            write_atomic(
-                &file,
-                stories::generate(count, recipe.train.seed).as_bytes(),
-            )?;
-            Ok(Some(file))
-        }
-        TextSource::Stories => Ok(None),
-    }
-}
-
-impl Corpus {
-    /// Text, a tokenizer learnt from it, and what is held out.
-    fn open(recipe: &GptRecipe, path: Option<&Path>) -> Result<Self, TrainError> {
-        let data = &recipe.data;
-        let whole = match path {
-            Some(path) if data.streaming => return Self::stream(recipe, path),
-            Some(path) => text::read(path).map_err(TrainError::other)?,
-            None => stories::generate(data.count, recipe.train.seed),
-        };
-        let tokenizer = recipe
-            .tokenizer
-            .train(std::iter::once(Ok(whole.clone())))
-            .map_err(TrainError::other)?;
-        let tokens = match packing(recipe, &tokenizer)? {
-            None => TokenSet::encode(&whole, &tokenizer).map_err(TrainError::other)?,
-            Some(end) => documents(path, &whole, &tokenizer, end)?,
-        };
-        let (train, validation) = tokens.split(data.validation).map_err(TrainError::other)?;
-        train
-            .check(recipe.train.batch, recipe.model.seq_len)
-            .map_err(TrainError::other)?;
-        Self::new(
-            tokenizer,
-            TrainText::Memory(train),
-            validation,
-            tokens.hash(),
-            recipe,
-        )
-    }
-
-    /// A stream over files of any size. A learnt vocabulary comes from their first 32 MiB.
-    fn stream(recipe: &GptRecipe, path: &Path) -> Result<Self, TrainError> {
-        const PIECE: usize = 64 << 10;
-        const PIECES: usize = 512;
-        let files = text::files(path).map_err(TrainError::other)?;
-        let head = text::pieces(&files, PIECE)
-            .take(PIECES)
-            .map(|piece| Ok(piece?.text));
-        let tokenizer = Arc::new(recipe.tokenizer.train(head).map_err(TrainError::other)?);
-        let config = TextStreamConfig {
-            batch: recipe.train.batch,
-            seq_len: recipe.model.seq_len,
-            seed: recipe.train.seed,
-            buffer: recipe.data.shuffle_buffer,
-            holdout: recipe.data.validation,
-            ..TextStreamConfig::default()
-        };
-        let mut stream =
-            TextStream::open(path, tokenizer.clone(), config).map_err(TrainError::other)?;
-        let windows = recipe.data.validation_windows.unwrap_or(STREAMED_WINDOWS);
-        let validation = stream
-            .holdout(windows * recipe.model.seq_len)
-            .map_err(TrainError::other)?;
-        let sha256 = stream.hash().to_owned();
-        let tokenizer = Arc::unwrap_or_clone(tokenizer);
-        Self::new(
-            tokenizer,
-            TrainText::Disk(Box::new(stream)),
-            validation,
-            sha256,
-            recipe,
-        )
-    }
-
-    fn new(
-        tokenizer: Tokenizer,
-        train: TrainText,
-        validation: TokenSet,
-        sha256: String,
-        recipe: &GptRecipe,
-    ) -> Result<Self, TrainError> {
-        validation
-            .check(1, recipe.model.seq_len)
-            .map_err(TrainError::other)?;
-        let validation_bytes = tokenizer
-            .decode(&validation.tokens)
-            .map_err(TrainError::other)?
-            .len();
-        Ok(Self {
-            tokenizer: Arc::new(tokenizer),
-            train,
-            validation,
-            validation_bytes,
-            sha256,
-        })
-    }
-}
-
-/// The token that closes a document, where documents are packed.
-fn packing(recipe: &GptRecipe, tokenizer: &Tokenizer) -> Result<Option<u32>, TrainError> {
-    match (recipe.data.packing, tokenizer.end_of_text()) {
-        (false, _) => Ok(None),
-        (true, Some(end)) => Ok(Some(end)),
-        (true, None) => Err(TrainError::other(
-            "data.packing needs a token that closes a document; add \
-             special_tokens = [\"<|endoftext|>\"] to [tokenizer]",
-        )),
-    }
-}
-
-/// The documents at `path` (files, JSONL lines) or the stories of `whole`, each closed by `end`.
-fn documents(
-    path: Option<&Path>,
-    whole: &str,
-    tokenizer: &Tokenizer,
-    end: u32,
-) -> Result<TokenSet, TrainError> {
-    if let Some(path) = path {
-        return TokenSet::open(path, tokenizer).map_err(TrainError::other);
-    }
-    let mut tokens = Vec::new();
-    for story in whole.split("\n\n").filter(|story| !story.is_empty()) {
-        tokens.extend(tokenizer.encode(story).map_err(TrainError::other)?);
-        tokens.push(end);
-    }
-    Ok(TokenSet { tokens })
-}
-
 /// The loss of a batch; with `packed`, a window's documents, which that token closes, stay apart.
-fn loss_of(model: &Gpt, windows: &Windows, packed: Option<u32>, device: &Device) -> GptLoss {
+fn loss_of<M: LanguageModel>(
+    model: &M,
+    windows: &Windows,
+    packed: Option<u32>,
+    device: &Device,
+) -> LanguageLoss {
     let (inputs, targets) = tensors(windows, device);
     let Some(end) = packed else {
         return model.training_loss(inputs, targets);
@@ -515,23 +269,11 @@ fn loss_of(model: &Gpt, windows: &Windows, packed: Option<u32>, device: &Device)
     model.packed_loss(inputs.reshape(all), targets.reshape(all), &lengths)
 }
 
-/// `[batch, seq_len]` inputs and targets.
-fn tensors(windows: &Windows, device: &Device) -> (Tensor<2, Int>, Tensor<2, Int>) {
-    let tensor = |ids: &[u32]| {
-        let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
-        Tensor::from_data(
-            TensorData::new(ids, [windows.batch, windows.seq_len]),
-            device,
-        )
-    };
-    (tensor(&windows.inputs), tensor(&windows.targets))
-}
-
 /// Held-out text and what is needed to measure a model on it.
 struct HeldOut<'a> {
     tokens: &'a TokenSet,
     bytes: usize,
-    recipe: &'a GptRecipe,
+    reading: Reading<'a>,
     device: &'a Device,
     /// The token that closes a document, where documents are packed.
     packed: Option<u32>,
@@ -541,12 +283,10 @@ struct HeldOut<'a> {
 
 impl HeldOut<'_> {
     /// Loss in nats per token over windows side by side, perplexity, bits per byte.
-    fn measure(&self, model: &Gpt) -> Result<Metrics, BoxError> {
+    fn measure<M: LanguageModel>(&self, model: &M) -> Result<Metrics, BoxError> {
         const ROWS: usize = 32;
-        let seq_len = self.recipe.model.seq_len;
-        let limit = self
-            .recipe
-            .data
+        let Reading { data, seq_len, .. } = self.reading;
+        let limit = data
             .validation_windows
             .unwrap_or(usize::MAX)
             .saturating_mul(seq_len);
@@ -583,11 +323,11 @@ impl HeldOut<'_> {
 }
 
 /// Writes `sample-N.txt`.
-fn samples(
-    model: &Gpt,
+fn samples<C: LanguageConfig>(
+    model: &C::Model,
     step: u64,
     folder: &Path,
-    recipe: &GptRecipe,
+    recipe: &LanguageRecipe<C>,
     tokenizer: &Tokenizer,
 ) -> Result<(), BoxError> {
     let prompt = &opening(tokenizer, &recipe.sample.prompt);

@@ -10,11 +10,14 @@ pub mod finetune;
 pub mod generate;
 pub mod gpt;
 pub mod images;
+pub mod in_context;
 pub mod judge;
+pub mod mask_predict;
 pub mod pictures;
 pub mod points;
 pub mod sections;
 pub mod seq2seq;
+pub mod text;
 pub mod vae;
 mod weights;
 
@@ -24,6 +27,7 @@ use std::time::Duration;
 
 use burn::module::Module;
 use burn::tensor::Device;
+use maquette_models::{CausalConvConfig, GptConfig, RecurrentConfig};
 use serde::{Deserialize, Serialize};
 
 use self::sections::{ImageData, Images};
@@ -39,12 +43,20 @@ use crate::{
 pub enum Family {
     /// Autoregressive transformer on text.
     Gpt,
+    /// Recurrent network on text.
+    Recurrent,
+    /// Causal convolution on text.
+    CausalConv,
     /// Masked language model on text.
     Bert,
     /// A trained transformer encoder on classes, tags or answers.
     Finetune,
     /// Encoder-decoder transformer on pairs of texts.
     Seq2seq,
+    /// Encoder-decoder that writes answers at once and refines them.
+    MaskPredict,
+    /// Transformer that learns functions from examples in its context.
+    InContext,
     /// Variational autoencoder on images.
     Vae,
     /// Denoising diffusion on images.
@@ -61,6 +73,8 @@ pub const FAMILIES: &[(&str, &str)] = &[
         "gpt",
         "decoder-only transformer (GPT-2 and Llama forms) on text",
     ),
+    ("recurrent", "recurrent network (RNN, LSTM, GRU) on text"),
+    ("causal-conv", "dilated causal convolution on text"),
     (
         "bert",
         "transformer encoder that guesses masked words of a text",
@@ -72,6 +86,14 @@ pub const FAMILIES: &[(&str, &str)] = &[
     (
         "seq2seq",
         "encoder-decoder transformer (original and T5 layout) on pairs of texts",
+    ),
+    (
+        "mask-predict",
+        "encoder-decoder that writes answers at once and refines them",
+    ),
+    (
+        "in-context",
+        "transformer that learns functions from examples in its context",
     ),
     (
         "vae",
@@ -97,9 +119,13 @@ impl Family {
         let name = source.top("family")?;
         match name.as_str() {
             "gpt" => Ok(Self::Gpt),
+            "recurrent" => Ok(Self::Recurrent),
+            "causal-conv" => Ok(Self::CausalConv),
             "bert" => Ok(Self::Bert),
             "finetune" => Ok(Self::Finetune),
             "seq2seq" => Ok(Self::Seq2seq),
+            "mask-predict" => Ok(Self::MaskPredict),
+            "in-context" => Ok(Self::InContext),
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
@@ -171,10 +197,14 @@ impl Estimate {
 /// Anything between a recipe that does not parse and a full disk; see [`TrainError`].
 pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
     match Family::of(&job.source)? {
-        Family::Gpt => gpt::train(job),
+        Family::Gpt => gpt::train::<GptConfig>(job),
+        Family::Recurrent => gpt::train::<RecurrentConfig>(job),
+        Family::CausalConv => gpt::train::<CausalConvConfig>(job),
         Family::Bert => bert::train(job),
         Family::Finetune => finetune::train(job),
         Family::Seq2seq => seq2seq::train(job),
+        Family::MaskPredict => mask_predict::train(job),
+        Family::InContext => in_context::train(job),
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
@@ -204,10 +234,14 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let source = of_run(&job.run)?;
     let wanted = job.metrics.clone();
     let all = match Family::of(&source)? {
-        Family::Gpt => gpt::evaluate(&source, job)?,
+        Family::Gpt => gpt::evaluate::<GptConfig>(&source, job)?,
+        Family::Recurrent => gpt::evaluate::<RecurrentConfig>(&source, job)?,
+        Family::CausalConv => gpt::evaluate::<CausalConvConfig>(&source, job)?,
         Family::Bert => bert::evaluate(&source, job)?,
         Family::Finetune => finetune::evaluate(&source, job)?,
         Family::Seq2seq => seq2seq::evaluate(&source, job)?,
+        Family::MaskPredict => mask_predict::evaluate(&source, job)?,
+        Family::InContext => in_context::evaluate(&source, job)?,
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,

@@ -39,7 +39,7 @@ pub struct Seq2seqRecipe {
     /// `seq2seq`.
     pub family: super::Family,
     /// The pairs.
-    pub data: PairData,
+    pub data: Seq2seqData,
     /// The network. `vocab_size` is that of the characters in the pairs.
     #[serde(default)]
     pub model: EncoderDecoderConfig,
@@ -63,6 +63,8 @@ pub enum Objective {
     Reverse,
     /// A date as people write it, to be written as ISO 8601 does.
     Dates,
+    /// A date as ISO 8601 writes it, to be written as people do, in any of eight ways.
+    DateForms,
     /// The hidden spans of a text (Raffel et al. 2020), see [`SpanCorruption`].
     Spans,
 }
@@ -70,8 +72,8 @@ pub enum Objective {
 /// `[data]` of an encoder-decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PairData {
-    /// What is asked: `reverse`, `dates` or `spans`.
+pub struct Seq2seqData {
+    /// What is asked: `reverse`, `dates`, `date-forms` or `spans`.
     pub task: Objective,
     /// The text in which spans are hidden; `--data` stands for it. Stories if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,6 +104,70 @@ fn vocab_size() -> usize {
     1000
 }
 
+impl Seq2seqData {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if let Some(fault) = self.spans.fault() {
+            return Err(Invalid::new(
+                "spans",
+                fault,
+                "T5's are share 0.15, mean_length 3",
+            ));
+        }
+        counts(self.count, self.held_out)
+    }
+
+    /// The pairs of a generator, if they come from one.
+    fn pairs(&self) -> Option<PairData> {
+        let task = match self.task {
+            Objective::Reverse => PairTask::Reverse,
+            Objective::Dates => PairTask::Dates,
+            Objective::DateForms => PairTask::DateForms,
+            Objective::Spans => return None,
+        };
+        Some(PairData {
+            task,
+            count: self.count,
+            held_out: self.held_out,
+        })
+    }
+}
+
+/// Pairs out of a generator.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairData {
+    /// What is asked: `reverse`, `dates` or `date-forms`.
+    pub task: PairTask,
+    /// How many pairs to learn from.
+    #[serde(default = "count")]
+    pub count: usize,
+    /// How many others to be measured on.
+    #[serde(default = "held_out")]
+    pub held_out: usize,
+}
+
+impl PairData {
+    /// Checks ranges.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        counts(self.count, self.held_out)
+    }
+}
+
+fn counts(count: usize, held_out: usize) -> Result<(), Invalid> {
+    if count == 0 || held_out == 0 {
+        let what = "count and held_out must be at least 1";
+        return Err(Invalid::new("count", what, "try 50000 and 1000"));
+    }
+    Ok(())
+}
+
 impl Seq2seqRecipe {
     /// Reads and checks a recipe.
     ///
@@ -110,15 +176,8 @@ impl Seq2seqRecipe {
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
         validate(source, &recipe.optimizer, &recipe.schedule, &recipe.train)?;
-        if recipe.data.count == 0 || recipe.data.held_out == 0 {
-            let what = "count and held_out must be at least 1";
-            let error = Invalid::new("count", what, "try 50000 and 1000");
-            return Err(source.locate("data", error).into());
-        }
-        if let Some(fault) = recipe.data.spans.fault() {
-            let error = Invalid::new("spans", fault, "T5's are share 0.15, mean_length 3");
-            return Err(source.locate("data", error).into());
-        }
+        let data = recipe.data.validate();
+        data.map_err(|invalid| source.locate("data", invalid))?;
         let sized = EncoderDecoderConfig {
             vocab_size: recipe.model.vocab_size.max(1),
             ..recipe.model.clone()
@@ -126,52 +185,63 @@ impl Seq2seqRecipe {
         source.check("model", sized.validate())?;
         Ok(recipe)
     }
+
+    fn corpus(&self, path: Option<&Path>) -> Result<Corpus, TrainError> {
+        match self.data.pairs() {
+            Some(pairs) => Corpus::open(pairs, SPECIAL, self.model.seq_len, self.train.seed),
+            None => Corpus::spans(self, path),
+        }
+    }
 }
 
 /// A pair in tokens.
-struct Ids {
-    source: Vec<u32>,
-    target: Vec<u32>,
+#[derive(Clone)]
+pub(super) struct Ids {
+    pub(super) source: Vec<u32>,
+    pub(super) target: Vec<u32>,
     /// Bytes of text that the target spells.
-    bytes: usize,
+    pub(super) bytes: usize,
 }
 
 /// Pairs ready for a model.
-struct Corpus {
-    tokenizer: Tokenizer,
-    train: Vec<Ids>,
-    held_out: Vec<Ids>,
-    sha256: String,
+pub(super) struct Corpus {
+    /// What generated the pairs, if they were.
+    task: Option<PairTask>,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) train: Vec<Ids>,
+    pub(super) held_out: Vec<Ids>,
+    pub(super) sha256: String,
 }
 
 impl Corpus {
-    fn open(recipe: &Seq2seqRecipe, path: Option<&Path>) -> Result<Self, TrainError> {
-        match recipe.data.task {
-            Objective::Reverse => Self::pairs(recipe, PairTask::Reverse),
-            Objective::Dates => Self::pairs(recipe, PairTask::Dates),
-            Objective::Spans => Self::spans(recipe, path),
-        }
-    }
-
-    /// Pairs out of a generator, in characters.
-    fn pairs(recipe: &Seq2seqRecipe, task: PairTask) -> Result<Self, TrainError> {
-        let (data, seed) = (&recipe.data, recipe.train.seed);
-        let train = pairs::generate(task, Part::Train, data.count, seed);
-        let held_out = pairs::generate(task, Part::HeldOut, data.held_out, seed);
+    /// Pairs with characters for tokens after the `special` ones, none longer than a model of
+    /// `seq_len` reads with one of those.
+    pub(super) fn open(
+        data: PairData,
+        special: [&str; 3],
+        seq_len: usize,
+        seed: u64,
+    ) -> Result<Self, TrainError> {
+        let PairData {
+            task,
+            count,
+            held_out,
+        } = data;
+        let train = pairs::generate(task, Part::Train, count, seed);
+        let held_out = pairs::generate(task, Part::HeldOut, held_out, seed);
         let all = train.iter().chain(&held_out);
         let text: String = all
             .flat_map(|pair| [&*pair.source, &*pair.target])
             .collect();
         let config = TokenizerConfig {
             kind: TokenizerKind::Char,
-            special_tokens: SPECIAL.map(str::to_owned).to_vec(),
+            special_tokens: special.map(str::to_owned).to_vec(),
             ..TokenizerConfig::default()
         };
         let sha256 = hash::sha256(text.as_bytes());
         let tokenizer = config
             .train(std::iter::once(Ok(text)))
             .map_err(TrainError::other)?;
-        let longest = recipe.model.seq_len;
         let ids = |pairs: &[Pair]| -> Result<Vec<Ids>, TrainError> {
             let encode = |text: &str| tokenizer.encode(text).map_err(TrainError::other);
             let each = pairs.iter().map(|pair| {
@@ -180,10 +250,10 @@ impl Corpus {
                     target: encode(&pair.target)?,
                     bytes: pair.target.len(),
                 };
-                let n = ids.source.len().max(ids.target.len() + 1);
-                if n > longest {
+                let n = ids.source.len().max(ids.target.len()) + 1;
+                if n > seq_len {
                     return Err(TrainError::other(format!(
-                        "model.seq_len = {longest} is too short for a text of {n} tokens"
+                        "model.seq_len = {seq_len} is too short for a text of {n} tokens"
                     )));
                 }
                 Ok(ids)
@@ -193,6 +263,7 @@ impl Corpus {
         Ok(Self {
             train: ids(&train)?,
             held_out: ids(&held_out)?,
+            task: Some(task),
             tokenizer,
             sha256,
         })
@@ -246,8 +317,30 @@ impl Corpus {
             train: corrupt(&train, data.count, 0)?,
             held_out: corrupt(&held_out, data.held_out, 1)?,
             sha256: tokens.hash(),
+            task: None,
             tokenizer,
         })
+    }
+
+    /// Whether `answer` is right for `pair`.
+    pub(super) fn accepts(&self, pair: &Ids, answer: &[u32]) -> Result<bool, TrainError> {
+        let (false, Some(task)) = (answer == pair.target, self.task) else {
+            return Ok(answer == pair.target);
+        };
+        let text = |ids| self.tokenizer.decode(ids).map_err(TrainError::other);
+        let spelled = Pair {
+            source: text(&pair.source)?,
+            target: text(&pair.target)?,
+        };
+        Ok(spelled.accepts(task, &text(answer)?))
+    }
+
+    /// `count` pairs to learn from, drawn for `step`.
+    pub(super) fn draw(&self, count: usize, seed: u64, step: u64) -> Vec<&Ids> {
+        let random = &mut rng(seed, Stream::Shuffle, step);
+        let n = self.train.len();
+        let one = |_| &self.train[random.random_range(0..n)];
+        (0..count).map(one).collect()
     }
 }
 
@@ -350,7 +443,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     job.say("making the pairs");
     job.remember_data(&mut recipe.data.path);
     let path: Option<PathBuf> = job.data_path(recipe.data.path.as_deref()).map(Into::into);
-    let corpus = Corpus::open(&recipe, path.as_deref())?;
+    let corpus = recipe.corpus(path.as_deref())?;
     let special = Special::of(&corpus.tokenizer)?;
     recipe.model.vocab_size = corpus.tokenizer.vocab_size();
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
@@ -369,11 +462,8 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         device: &device,
     };
     let batches = |step: u64| {
-        let random = &mut rng(seed, Stream::Shuffle, step);
-        let n = corpus.train.len();
-        let drawn: Vec<usize> = (0..batch).map(|_| random.random_range(0..n)).collect();
-        let pairs = drawn.iter().map(|i| &corpus.train[*i]);
-        Ok(Rows::new(pairs, special).into())
+        let pairs = corpus.draw(batch, seed, step);
+        Ok(Rows::new(pairs.into_iter(), special).into())
     };
     let loss = |model: &EncoderDecoder, rows: Rows, _| rows.loss(model, &device).into();
     let inner = job.device.clone();
@@ -417,7 +507,7 @@ fn load(recipe: &Seq2seqRecipe, dir: &Path, device: &Device) -> Result<EncoderDe
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = Seq2seqRecipe::parse(source)?;
     let path = job.data.as_deref().or(recipe.data.path.as_deref());
-    let corpus = Corpus::open(&recipe, path)?;
+    let corpus = recipe.corpus(path)?;
     let model = load(&recipe, &job.run, &job.device)?;
     let metrics = measure(&model, &corpus, &job.device).map_err(TrainError::Other)?;
     let mut evaluation = Evaluation::default();
@@ -443,11 +533,9 @@ fn measure(model: &EncoderDecoder, corpus: &Corpus, device: &Device) -> Result<M
         count += tokens;
         bytes += pairs.iter().map(|pair| pair.bytes).sum::<usize>();
         let answers = rows.answers(model, device);
-        right += answers
-            .iter()
-            .zip(&rows.targets)
-            .filter(|(a, b)| a == b)
-            .count();
+        for (pair, answer) in pairs.iter().zip(&answers) {
+            right += usize::from(corpus.accepts(pair, answer)?);
+        }
     }
     Ok(Metrics::from([
         ("loss".to_owned(), nats / count as f64),

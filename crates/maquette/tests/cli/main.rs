@@ -4,6 +4,7 @@ mod bench;
 mod common;
 mod convert;
 mod evaluate;
+mod families;
 mod generate;
 mod language;
 mod listings;
