@@ -2,6 +2,7 @@
 
 use crate::EvalError;
 use crate::error::{at_least, same, within};
+use crate::two_sample::mann_whitney_u;
 use serde::Serialize;
 
 /// Counts of what was predicted for what was true.
@@ -104,6 +105,23 @@ pub fn accuracy(predicted: &[usize], truth: &[usize]) -> Result<f64, EvalError> 
     Ok(right as f64 / predicted.len() as f64)
 }
 
+/// The area under the ROC curve of a score: how often one of `positive` is above one of `negative`,
+/// equals counting half. 0.5 is chance.
+///
+/// # Errors
+/// No scores on either side, or one that is not a number.
+pub fn auroc(positive: &[f64], negative: &[f64]) -> Result<f64, EvalError> {
+    at_least("scores of positives", 1, positive.len())?;
+    at_least("scores of negatives", 1, negative.len())?;
+    for &score in positive.iter().chain(negative) {
+        within("a score", score, !score.is_nan(), "a number")?;
+    }
+    let mut negative = negative.to_vec();
+    negative.sort_unstable_by(f64::total_cmp);
+    let pairs = positive.len() * negative.len();
+    Ok(mann_whitney_u(positive, &negative) / pairs as f64)
+}
+
 /// The class with the largest logit in each row of `logits`, the first of equals.
 ///
 /// # Shapes
@@ -166,5 +184,14 @@ mod tests {
         assert!(Confusion::new(&[0], &[0, 1], 2).is_err());
         assert!(Confusion::new(&[2], &[0], 2).is_err());
         assert!(accuracy(&[], &[]).is_err());
+    }
+
+    #[test]
+    fn areas_under_the_curve() {
+        assert_eq!(auroc(&[2.0, 3.0], &[0.0, 1.0]).unwrap(), 1.0);
+        assert_eq!(auroc(&[0.0], &[1.0, f64::INFINITY]).unwrap(), 0.0);
+        // Of four pairs two are won, one is drawn.
+        assert_eq!(auroc(&[1.0, 2.0], &[0.5, 2.0]).unwrap(), 0.625);
+        assert!(auroc(&[], &[1.0]).is_err() && auroc(&[f64::NAN], &[1.0]).is_err());
     }
 }

@@ -16,6 +16,7 @@
 
 use crate::EvalError;
 use crate::error::{at_least, same, within};
+use crate::two_sample::mann_whitney_u;
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -154,19 +155,11 @@ pub fn copies(generated: &[f64], held_out: &[f64]) -> Result<Copies, EvalError> 
     })
 }
 
-/// The z-score of the Mann-Whitney U of ascending `a` against ascending `b` (ties count half):
-/// negative when `a` tends to be smaller.
+/// The z-score of the Mann-Whitney U of `a` against ascending `b`: negative when `a` tends to be
+/// smaller.
 fn mann_whitney(a: &[f64], b: &[f64]) -> f64 {
-    let u: f64 = a
-        .iter()
-        .map(|x| {
-            let below = b.partition_point(|y| y < x);
-            let equal = b.partition_point(|y| y <= x) - below;
-            below as f64 + 0.5 * equal as f64
-        })
-        .sum();
     let (n, m) = (a.len() as f64, b.len() as f64);
-    (u - n * m / 2.0) / (n * m * (n + m + 1.0) / 12.0).sqrt()
+    (mann_whitney_u(a, b) - n * m / 2.0) / (n * m * (n + m + 1.0) / 12.0).sqrt()
 }
 
 fn median(sorted: &[f64]) -> f64 {

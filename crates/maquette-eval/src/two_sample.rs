@@ -124,6 +124,17 @@ fn square_distance(a: &[f32], b: &[f32]) -> f64 {
         .sum()
 }
 
+/// In how many pairs the number of `a` is above that of ascending `b`; equals count half.
+pub(crate) fn mann_whitney_u(a: &[f64], b: &[f64]) -> f64 {
+    a.iter()
+        .map(|x| {
+            let below = b.partition_point(|y| y < x);
+            let equal = b.partition_point(|y| y <= x) - below;
+            below as f64 + 0.5 * equal as f64
+        })
+        .sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

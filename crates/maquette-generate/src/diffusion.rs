@@ -11,6 +11,7 @@
 
 use crate::GenerateError;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use maquette_models::Diffusion;
 use maquette_rng::{Rng, normal};
 use serde::{Deserialize, Serialize};
 
@@ -382,6 +383,49 @@ pub fn guided<const D: usize>(
         let unconditional = x0.narrow(0, batch, batch);
         unconditional.clone() + (conditional - unconditional) * scale
     }
+}
+
+/// How badly a class-conditional network undoes the noise on each example when told each class: the
+/// smallest error names the example's class (Li et al. 2023, arXiv 2303.16203). It stands in for the
+/// bound on the likelihood that it is the unweighted form of, so a large smallest error says that
+/// the example is like none of the data.
+///
+/// Errors are means over `draws` noise levels, evenly spread over the process. All classes see the
+/// same noise: what it adds to their errors cancels out in the comparison.
+///
+/// # Shapes
+/// - x0: `[batch, ...]`
+/// - calls of `network`: x_t `[batch, ...]`, times `[batch]`, labels `[batch]`
+/// - output: `[batch, n_classes]`
+///
+/// # Panics
+/// Without classes or draws.
+pub fn class_errors<const D: usize>(
+    process: &Diffusion,
+    mut network: impl FnMut(Tensor<D>, Tensor<1>, Tensor<1, Int>) -> Tensor<D>,
+    x0: Tensor<D>,
+    [n_classes, draws]: [usize; 2],
+    rng: &mut Rng,
+) -> Tensor<2> {
+    assert!(n_classes > 0 && draws > 0, "nothing to compare");
+    let (batch, device) = (x0.dims()[0], x0.device());
+    let mean_over = |draw: usize| {
+        let level = (2 * draw + 1) * process.steps() / (2 * draws);
+        let levels = vec![level; batch];
+        let noise = noise(x0.dims(), std::slice::from_mut(rng), &device);
+        let x_t = process.q_sample(x0.clone(), &levels, noise.clone());
+        let truth = process.truth(x0.clone(), &levels, noise);
+        let times = process.times(&levels, &device);
+        let errors = (0..n_classes).map(|class| {
+            let labels = Tensor::full([batch], class as i64, &device);
+            let output = network(x_t.clone(), times.clone(), labels);
+            let difference: Tensor<2> = (output - truth.clone()).reshape([batch as i32, -1]);
+            difference.square().mean_dim(1)
+        });
+        Tensor::cat(errors.collect(), 1)
+    };
+    let total = (0..draws).map(mean_over).reduce(|a, b| a + b);
+    total.expect("one draw or more") / draws as f64
 }
 
 /// The noise that makes `x` of the guess `x0`.

@@ -1,6 +1,7 @@
 //! The samplers against data whose best denoiser is known in closed form.
 
 use super::*;
+use maquette_models::{DiffusionConfig, Target};
 use maquette_rng::{Stream, rng};
 
 const MEAN: f64 = 0.7;
@@ -291,4 +292,29 @@ fn impossible_grids_are_refused() {
     assert!(message(&[0.5, 0.9], 1).contains("descend"));
     assert!(message(&[1.0, 0.9], 1).contains("descend"));
     assert!(message(&[0.9, f64::NAN], 1).contains("descend"));
+}
+
+/// Two classes of one point each, at -1 and 1: the best guess of the noise is known.
+#[test]
+fn the_smallest_error_names_the_class() {
+    let process = DiffusionConfig {
+        target: Target::Eps,
+        ..DiffusionConfig::default()
+    }
+    .init();
+    let network = |x: Tensor<2>, times: Tensor<1>, labels: Tensor<1, Int>| {
+        let [batch, width] = x.dims();
+        let step = times.into_data().iter::<f64>().next().unwrap();
+        let alpha_bar = process.alpha_bar((step * process.steps() as f64 / 1000.0) as usize);
+        let (signal, sigma) = (alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt());
+        let points = labels.float() * 2.0 - 1.0;
+        (x - points.reshape([batch, 1]).repeat_dim(1, width) * signal) / sigma
+    };
+    let x0 = Tensor::from_data([[1.0f32, 1.0], [-1.0, -1.0], [5.0, 5.0]], &Device::flex());
+    let rng = &mut rng(0, Stream::Noise, 0);
+    let errors = values(class_errors(&process, network, x0, [2, 3], rng));
+    assert!(errors[1] < 1e-6 && errors[2] < 1e-6, "{errors:?}");
+    assert!(errors[0] > 1.0 && errors[3] > 1.0, "{errors:?}");
+    // What is like neither is far from both.
+    assert!(errors[4] > errors[5] && errors[5] > errors[0], "{errors:?}");
 }

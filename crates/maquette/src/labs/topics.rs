@@ -10,6 +10,8 @@ mod bert;
 mod diffusion;
 #[path = "../../../../handbook/41-eager-graph/lab.rs"]
 mod eager_graph;
+#[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
+mod generative_discriminative;
 #[path = "../../../../handbook/48-gradient-clipping/lab.rs"]
 mod gradient_clipping;
 #[path = "../../../../handbook/04-kl-divergence/lab.rs"]
@@ -69,7 +71,8 @@ pub static TOPICS: [Topic; 60] = [
         1,
         "generative-discriminative",
         "Generative and discriminative models",
-    ),
+    )
+    .lab(generative_discriminative::run),
     topic(
         2,
         "model-kinds",
