@@ -54,12 +54,11 @@ impl Haystack {
         for _ in 0..texts {
             let at = length - 1 - rng.random_range(distances.clone());
             let answer = rng.random_range(0..values);
-            for place in 0..length - 1 {
-                let straw = values + rng.random_range(0..hay);
-                needles
-                    .tokens
-                    .push(if place == at { answer } else { straw });
-            }
+            let mut text: Vec<u32> = (0..length - 1)
+                .map(|_| values + rng.random_range(0..hay))
+                .collect();
+            text[at] = answer;
+            needles.tokens.extend(text);
             needles.tokens.push(values + hay);
             needles.answers.push(answer);
         }
@@ -67,23 +66,27 @@ impl Haystack {
     }
 }
 
-/// Random tokens that come again after `distance`: what follows is certain for who remembers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Random tokens that come again: what follows is certain for who remembers.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Repeats {
     /// Number of tokens in the vocabulary.
     pub symbols: usize,
-    /// After how many tokens the text begins again.
-    pub distance: usize,
+    /// After how many tokens a text begins again, drawn for each.
+    pub distances: RangeInclusive<usize>,
 }
 
 impl Repeats {
-    /// `texts` of `length` tokens, row by row; from place `distance` on they are certain.
+    /// `texts` of `length` tokens, row by row; from the place of their distance on they are certain.
+    ///
+    /// # Panics
+    /// If there is no distance or no token.
     pub fn draw(&self, texts: usize, length: usize, rng: &mut Rng) -> Vec<u32> {
         let mut tokens = Vec::with_capacity(texts * length);
         for _ in 0..texts {
             let first = tokens.len();
+            let distance = rng.random_range(self.distances.clone());
             for place in 0..length {
-                let token = match place.checked_sub(self.distance) {
+                let token = match place.checked_sub(distance) {
                     Some(before) => tokens[first + before],
                     None => rng.random_range(0..self.symbols as u32),
                 };
@@ -122,13 +125,15 @@ mod tests {
     fn repeats_come_after_their_distance() {
         let repeats = Repeats {
             symbols: 8,
-            distance: 5,
+            distances: 4..=6,
         };
-        let tokens = repeats.draw(3, 12, &mut rng(1, Stream::Data, 0));
-        assert!(tokens.iter().all(|token| *token < 8) && tokens.len() == 36);
+        let tokens = repeats.draw(30, 12, &mut rng(1, Stream::Data, 0));
+        assert!(tokens.iter().all(|token| *token < 8) && tokens.len() == 360);
+        let mut seen = [false; 3];
         for row in tokens.chunks(12) {
-            assert_eq!(row[5..], row[..7]);
+            let distance = (4..=6).find(|d| row[*d..] == row[..12 - d]);
+            seen[distance.unwrap() - 4] = true;
         }
-        assert_ne!(tokens[..12], tokens[12..24]);
+        assert_eq!(seen, [true; 3]);
     }
 }

@@ -1,8 +1,10 @@
 //! A transformer that learns a function from examples in its context, without changing a weight.
 //!
-//! Garg et al. 2022, arXiv:2208.01066, "What can transformers learn in-context?": the tokens are
-//! numbers, `x_1 y_1 x_2 y_2 ..`, and at every `x_i` the model says what `y_i` will be from the
-//! pairs before it. The blocks are [`crate::gpt`]'s.
+//! Garg et al. 2022, arXiv:2208.01066, "What can transformers learn in-context?": questions and
+//! examples take turns, `x_1, (x_1, y_1), x_2, (x_2, y_2) ..`, and at every question the model says
+//! what its `y` will be from the examples before it. That an example is one token with its `x` inside
+//! is von Oswald et al. 2023, arXiv:2212.07677; where `y` stands alone, a block is spent on finding
+//! the `x` beside it. The blocks are [`crate::gpt`]'s.
 
 use burn::{
     module::{Module, Param},
@@ -90,7 +92,7 @@ impl InContextConfig {
         let block = |layer| backbone.block(layer, &norm, device);
         let model = InContext {
             read_x: LinearConfig::new(self.d_x, self.d_model).init(device),
-            read_y: LinearConfig::new(1, self.d_model).init(device),
+            read_example: LinearConfig::new(self.d_x + 1, self.d_model).init(device),
             positions: Initializer::Zeros.init([2 * self.examples, self.d_model], device),
             blocks: (0..self.n_layers).map(block).collect(),
             norm: norm.init(device),
@@ -108,11 +110,11 @@ impl InContextConfig {
     }
 }
 
-/// A transformer over pairs of numbers.
+/// A transformer over questions and examples.
 #[derive(Module, Debug)]
 pub struct InContext {
     read_x: Linear,
-    read_y: Linear,
+    read_example: Linear,
     /// `[2 examples, d_model]`.
     positions: Param<Tensor<2>>,
     blocks: Vec<Block>,
@@ -121,7 +123,7 @@ pub struct InContext {
 }
 
 impl InContext {
-    /// What every `y` will be, from its `x` and the pairs before it.
+    /// What every `y` will be, from its `x` and the examples before it.
     ///
     /// # Shapes
     /// - x: `[batch, examples, d_x]`
@@ -131,17 +133,16 @@ impl InContext {
     /// If there are more examples than the configuration allows.
     pub fn forward(&self, x: Tensor<3>, y: Tensor<2>) -> Tensor<2> {
         let [batch, examples, _] = x.dims();
-        // 1. x and y in turns.
-        let x = self.read_x.forward(x).unsqueeze_dim::<4>(2);
-        let y = self
-            .read_y
-            .forward(y.unsqueeze_dim::<3>(2))
-            .unsqueeze_dim::<4>(2);
-        let d_model = x.dims()[3];
-        let pairs = Tensor::cat(vec![x, y], 2).reshape([batch, 2 * examples, d_model]);
+        // 1. Questions and examples in turns.
+        let example = Tensor::cat(vec![x.clone(), y.unsqueeze_dim(2)], 2);
+        let example = self.read_example.forward(example).unsqueeze_dim::<4>(2);
+        let question = self.read_x.forward(x).unsqueeze_dim::<4>(2);
+        let d_model = question.dims()[3];
+        let turns = Tensor::cat(vec![question, example], 2);
+        let turns = turns.reshape([batch, 2 * examples, d_model]);
         let positions = self.positions.val().narrow(0, 0, 2 * examples);
         // 2. The transformer.
-        let mut h = pairs + positions.unsqueeze::<3>();
+        let mut h = turns + positions.unsqueeze::<3>();
         for block in &self.blocks {
             let context = AttentionContext {
                 causal: true,
@@ -149,10 +150,10 @@ impl InContext {
             };
             (h, _) = block.forward(h, context, None);
         }
-        // 3. What stands at every x.
-        let at_x = h.reshape([batch, examples, 2, d_model]).narrow(2, 0, 1);
-        let at_x = self.norm.forward(at_x.squeeze_dim::<3>(2));
-        self.write_y.forward(at_x).squeeze_dim(2)
+        // 3. What stands at every question.
+        let asked = h.reshape([batch, examples, 2, d_model]).narrow(2, 0, 1);
+        let asked = self.norm.forward(asked.squeeze_dim::<3>(2));
+        self.write_y.forward(asked).squeeze_dim(2)
     }
 
     /// Mean squared error over all examples, `[1]`.
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prediction_sees_its_x_and_the_pairs_before() {
+    fn a_prediction_sees_its_x_and_the_examples_before() {
         let device = Device::flex();
         let model = config().init(&device, &mut rng(1, Stream::Init, 0));
         let x = TensorData::new(normal(&mut rng(1, Stream::Data, 0), 12), [1, 4, 3]);

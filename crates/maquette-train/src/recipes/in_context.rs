@@ -110,8 +110,8 @@ impl InContextRecipe {
     }
 }
 
-/// `[functions, examples, d_x]` and `[functions, examples]`.
-fn tensors(prompts: &Prompts, device: &Device) -> (Tensor<3>, Tensor<2>) {
+/// `x` and `y` of prompts, `[functions, examples, d_x]` and `[functions, examples]`.
+pub fn tensors(prompts: &Prompts, device: &Device) -> (Tensor<3>, Tensor<2>) {
     let [functions, examples, _] = prompts.shape;
     (
         Tensor::from_data(TensorData::new(prompts.x.clone(), prompts.shape), device),

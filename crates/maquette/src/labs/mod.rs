@@ -5,6 +5,7 @@
 //! [`record`] writes what it found into the handbook, and [`ledger`] gathers all recorded results.
 
 mod claim;
+mod language;
 pub mod ledger;
 mod plot;
 mod result;

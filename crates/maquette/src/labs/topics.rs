@@ -4,6 +4,10 @@ use super::{Lab, Topic};
 
 #[path = "../../../../handbook/18-attention/lab.rs"]
 mod attention;
+#[path = "../../../../handbook/35-attention-in-generation/lab.rs"]
+mod attention_in_generation;
+#[path = "../../../../handbook/40-autoregressive/lab.rs"]
+mod autoregressive;
 #[path = "../../../../handbook/34-bert/lab.rs"]
 mod bert;
 #[path = "../../../../handbook/17-diffusion/lab.rs"]
@@ -12,8 +16,12 @@ mod diffusion;
 mod eager_graph;
 #[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
 mod generative_discriminative;
+#[path = "../../../../handbook/31-gpt-rnn/lab.rs"]
+mod gpt_rnn;
 #[path = "../../../../handbook/48-gradient-clipping/lab.rs"]
 mod gradient_clipping;
+#[path = "../../../../handbook/50-in-context-learning/lab.rs"]
+mod in_context_learning;
 #[path = "../../../../handbook/04-kl-divergence/lab.rs"]
 mod kl_divergence;
 #[path = "../../../../handbook/49-l1-l2/lab.rs"]
@@ -22,6 +30,8 @@ mod l1_l2;
 mod large_datasets;
 #[path = "../../../../handbook/27-latent-space/lab.rs"]
 mod latent_space;
+#[path = "../../../../handbook/38-long-range/lab.rs"]
+mod long_range;
 #[path = "../../../../handbook/54-multimodal/lab.rs"]
 mod multimodal;
 #[path = "../../../../handbook/10-noise/lab.rs"]
@@ -40,6 +50,8 @@ mod softmax;
 mod tokenization;
 #[path = "../../../../handbook/44-transformer/lab.rs"]
 mod transformer;
+#[path = "../../../../handbook/26-transformer-rnn-cnn/lab.rs"]
+mod transformer_rnn_cnn;
 #[path = "../../../../handbook/19-vae/lab.rs"]
 mod vae;
 #[path = "../../../../handbook/37-vanishing-gradients/lab.rs"]
@@ -105,12 +117,12 @@ pub static TOPICS: [Topic; 60] = [
     topic(23, "reinforcement-learning", "Reinforcement learning"),
     topic(24, "large-datasets", "Large data sets").lab(large_datasets::run),
     topic(25, "batch-normalisation", "Batch normalisation"),
-    topic(26, "transformer-rnn-cnn", "Transformer, RNN and CNN"),
+    topic(26, "transformer-rnn-cnn", "Transformer, RNN and CNN").lab(transformer_rnn_cnn::run),
     topic(27, "latent-space", "Latent space").lab(latent_space::run),
     topic(28, "adversarial-attacks", "Adversarial attacks"),
     topic(29, "stabilising-gans", "Stabilising GANs"),
     topic(30, "gan-losses", "GAN losses"),
-    topic(31, "gpt-rnn", "GPT and RNN"),
+    topic(31, "gpt-rnn", "GPT and RNN").lab(gpt_rnn::run),
     topic(32, "mode-collapse", "Mode collapse"),
     topic(33, "conditional-gan", "Conditional GANs"),
     topic(34, "bert", "BERT").lab(bert::run),
@@ -118,12 +130,13 @@ pub static TOPICS: [Topic; 60] = [
         35,
         "attention-in-generation",
         "Attention in text generation",
-    ),
+    )
+    .lab(attention_in_generation::run),
     topic(36, "pretrained-models", "Using a pre-trained model"),
     topic(37, "vanishing-gradients", "Vanishing gradients").lab(vanishing_gradients::run),
-    topic(38, "long-range", "Long-range dependence"),
+    topic(38, "long-range", "Long-range dependence").lab(long_range::run),
     topic(39, "anomaly-detection", "Anomaly detection"),
-    topic(40, "autoregressive", "Autoregressive models and the others"),
+    topic(40, "autoregressive", "Autoregressive models and the others").lab(autoregressive::run),
     topic(41, "eager-graph", "Eager and graph execution").lab(eager_graph::run),
     topic(42, "deep-belief-network", "Deep belief networks"),
     topic(43, "gan-metrics", "Metrics for GANs"),
@@ -133,7 +146,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(47, "optimisers", "Optimisers").lab(optimisers::run),
     topic(48, "gradient-clipping", "Gradient clipping").lab(gradient_clipping::run),
     topic(49, "l1-l2", "L1 and L2 penalties").lab(l1_l2::run),
-    topic(50, "in-context-learning", "In-context learning"),
+    topic(50, "in-context-learning", "In-context learning").lab(in_context_learning::run),
     topic(51, "creativity", "Human creativity"),
     topic(52, "rag", "Retrieval-augmented generation"),
     topic(53, "vector-databases", "Vector databases"),
