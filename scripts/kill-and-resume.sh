@@ -44,7 +44,7 @@ else
   images=(--set data.glyphs.per_class=50 --set sample.count=1)
   check gpt stories "${text[@]}"
   check gpt-streaming stories-streaming "${text[@]}"
-  check vae vae-glyphs --steps 40 --set train.checkpoint_every=10 --set data.glyphs.per_class=50 \
+  check vae vae-glyphs --steps 40 --set train.checkpoint_every=10 --set data.glyphs.per_class=50 --set evaluate.samples=0 \
     --set evaluate.importance_samples=0
   check diffusion glyphs --steps 20 --set train.checkpoint_every=5 "${images[@]}" --set evaluate.samples=0
 fi

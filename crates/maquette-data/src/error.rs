@@ -71,7 +71,7 @@ pub enum DataError {
     },
     /// Images of one set differ in size.
     #[error(
-        "the images differ in size: {first} is {first_size}, {second} is {second_size} (height x width); set `sizes` to resize them or to keep only one size"
+        "the images differ in size: {first} is {first_size}, {second} is {second_size} (height x width); bring all to one size"
     )]
     MixedSizes {
         /// One image.

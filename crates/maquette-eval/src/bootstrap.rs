@@ -127,8 +127,27 @@ fn compare<T: Copy>(
     }
 }
 
+/// The middle `level` of `resampled` figures, moved so that their mean is `value`: how far figures
+/// of as many observations lie apart. For statistics that are biased for few observations, such as a
+/// Fréchet distance, where resamples are biased once more and do not lie around the figure itself.
+///
+/// # Errors
+/// Fewer than 100 resampled figures, or a level outside (0, 1).
+pub fn around(value: f64, resampled: &[f64], level: f64) -> Result<Interval, EvalError> {
+    at_least("resamples", 100, resampled.len())?;
+    within(
+        "the level",
+        level,
+        level > 0.0 && level < 1.0,
+        "between 0 and 1",
+    )?;
+    let mean = resampled.iter().sum::<f64>() / resampled.len() as f64;
+    let mut moved: Vec<f64> = resampled.iter().map(|x| x - mean + value).collect();
+    Ok(percentiles(value, &mut moved, level))
+}
+
 /// The middle `level` of resampled values.
-fn percentiles(value: f64, values: &mut [f64], level: f64) -> Interval {
+pub(crate) fn percentiles(value: f64, values: &mut [f64], level: f64) -> Interval {
     values.sort_unstable_by(f64::total_cmp);
     let tail = (1.0 - level) / 2.0;
     Interval {
@@ -176,6 +195,15 @@ mod tests {
 
     fn mean(x: &[f64]) -> f64 {
         x.iter().sum::<f64>() / x.len() as f64
+    }
+
+    #[test]
+    fn a_biased_statistic_keeps_its_place() {
+        let resampled: Vec<f64> = (0..=1000).map(|i| 5.0 + f64::from(i) / 1000.0).collect();
+        let got = around(2.0, &resampled, 0.9).unwrap();
+        assert!((got.low - 1.55).abs() < 1e-9 && (got.high - 2.45).abs() < 1e-9);
+        assert_eq!(got.value, 2.0);
+        assert!(around(2.0, &resampled[..99], 0.9).is_err());
     }
 
     #[test]

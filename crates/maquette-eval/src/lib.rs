@@ -19,6 +19,7 @@ pub mod likelihood;
 pub mod modes;
 pub mod neighbours;
 mod points;
+pub mod rating;
 pub mod regression;
 pub mod rolling;
 mod signature;

@@ -1,11 +1,13 @@
-//! Mode coverage of 2-D samples from a mixture whose centres are known.
+//! Mode coverage: of 2-D samples from a mixture whose centres are known, and of images whose classes
+//! a classifier reads.
 //!
-//! The definition is VEEGAN's (Srivastava et al. 2017, arXiv 1705.07761), as used by
+//! In the plane the definition is VEEGAN's (Srivastava et al. 2017, arXiv 1705.07761), as used by
 //! PacGAN and most later work: a sample is of *high quality* when it lies within three standard
 //! deviations of its nearest centre; a mode is *covered* when at least one high-quality sample
 //! has it as its nearest centre. One sample in ten thousand is a low bar, so the bar can be set.
 
 use crate::EvalError;
+use crate::divergence::kl;
 use crate::error::{at_least, within};
 use serde::Serialize;
 
@@ -113,12 +115,67 @@ fn imbalance(counts: &[usize], good: usize) -> f64 {
     divergence.max(0.0)
 }
 
+/// Which classes of a labelled set images are of, as a classifier reads them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClassModes {
+    /// Classes with at least one image.
+    pub covered: usize,
+    /// Classes there are.
+    pub total: usize,
+    /// Images of each class.
+    pub counts: Vec<usize>,
+    /// KL divergence of the classes' shares from those of the reference, in nats: 0 when every class
+    /// is as frequent as there; infinite where a class is read that the reference lacks.
+    pub kl: f64,
+}
+
+/// Counts modes as Stacked MNIST is judged (Metz et al. 2017, arXiv 1611.02163): `read` are the
+/// classes of generated images, `reference` how many images of each class there are in the data.
+///
+/// # Errors
+/// No images on either side, or a class that the reference does not list.
+pub fn class_modes(read: &[usize], reference: &[usize]) -> Result<ClassModes, EvalError> {
+    at_least("images", 1, read.len())?;
+    let all: usize = reference.iter().sum();
+    at_least("images of the reference", 1, all)?;
+    let mut counts = vec![0usize; reference.len()];
+    for &class in read {
+        let known = class < counts.len();
+        within("a class", class as f64, known, "one of the reference's")?;
+        counts[class] += 1;
+    }
+    let shares = |counts: &[usize], n: usize| -> Vec<f64> {
+        counts
+            .iter()
+            .map(|&count| count as f64 / n as f64)
+            .collect()
+    };
+    Ok(ClassModes {
+        covered: counts.iter().filter(|count| **count > 0).count(),
+        total: counts.len(),
+        kl: kl(&shares(&counts, read.len()), &shares(reference, all))?,
+        counts,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use maquette_rng::{Stream, normal, rng};
 
     const CENTRES: [[f32; 2]; 3] = [[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]];
+
+    #[test]
+    fn classes_by_hand() {
+        // Shares 3/4, 1/4, 0 against 1/2, 1/4, 1/4.
+        let got = class_modes(&[0, 1, 0, 0], &[20, 10, 10]).unwrap();
+        assert_eq!((got.covered, got.total), (2, 3));
+        assert_eq!(got.counts, [3, 1, 0]);
+        assert!((got.kl - 0.75 * 1.5f64.ln()).abs() < 1e-12);
+        assert!(class_modes(&[3], &[1, 1, 1]).is_err());
+        assert!(class_modes(&[], &[1]).is_err());
+        assert!(class_modes(&[0], &[0]).is_err());
+    }
 
     #[test]
     fn by_hand() {

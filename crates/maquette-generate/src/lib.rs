@@ -5,6 +5,7 @@
 //! the samplers of [`diffusion`], and [`mod@image`] turns tensors into PNG files that say how they
 //! were made.
 
+pub mod animation;
 pub mod diffusion;
 pub mod engine;
 mod error;

@@ -127,7 +127,16 @@ impl Classifier {
     /// - x: `[batch, channels, height, width]`
     /// - output: logits, `[batch, n_classes]`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<2> {
-        self.output.forward(self.dropout.forward(self.features(x)))
+        self.classify(self.features(x))
+    }
+
+    /// The logits of [`features`](Self::features).
+    ///
+    /// # Shapes
+    /// - features: `[batch, d_features]`
+    /// - output: `[batch, n_classes]`
+    pub fn classify(&self, features: Tensor<2>) -> Tensor<2> {
+        self.output.forward(self.dropout.forward(features))
     }
 
     /// Mean negative log-likelihood of the labels, in nats, `[1]`.

@@ -10,6 +10,7 @@ pub mod classifier;
 pub mod diffusion;
 pub mod encoder_decoder;
 pub mod error;
+pub mod features;
 pub mod gguf;
 pub mod gpt;
 pub mod hf;

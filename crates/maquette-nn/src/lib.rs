@@ -22,8 +22,9 @@ pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    Precision, autocast, binary_cross_entropy, cross_entropy, embedding, gated, gelu, gelu_tanh,
-    leaky_relu, linear as project, map, optimizer, quant, relu, silu,
+    ConvOptions, Precision, Windows, autocast, avg_pool2d, binary_cross_entropy, conv2d,
+    cross_entropy, embedding, gated, gelu, gelu_tanh, leaky_relu, linear as project, map,
+    max_pool2d, optimizer, quant, relu, silu,
 };
 
 pub use attention::{Attention, AttentionConfig, AttentionMaps, CrossAttention, KvCache};

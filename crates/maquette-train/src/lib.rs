@@ -11,6 +11,7 @@ pub mod checkpoint;
 pub mod clip;
 pub mod error;
 pub mod events;
+pub mod feature_net;
 pub mod files;
 pub mod fit;
 pub mod hash;

@@ -1,5 +1,6 @@
 //! The command line, as typed by the user. Nothing here is resolved yet: see `commands`.
 
+mod arena;
 mod generate;
 mod metric;
 
@@ -8,7 +9,10 @@ use std::path::PathBuf;
 use clap::builder::TypedValueParser;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-pub(crate) use generate::{EarlyStopping, GenerateArgs, ImageArgs, SamplingArgs, SearchArgs};
+pub(crate) use arena::ArenaArgs;
+pub(crate) use generate::{
+    EarlyStopping, GenerateArgs, ImageArgs, LatentArgs, Moving, SamplingArgs, SearchArgs, Way,
+};
 pub(crate) use metric::*;
 
 /// Everything `maquette` understands.
@@ -46,10 +50,12 @@ pub(crate) enum Command {
     Generate(Box<GenerateArgs>),
     /// Measure a trained model again.
     Evaluate(EvaluateArgs),
-    /// Measure texts (BLEU, chrF, TER, ROUGE, answers, diversity) and images by their features (FID, KID,
-    /// Inception Score, precision and recall).
+    /// Measure texts (BLEU, chrF, TER, ROUGE, answers, diversity) and images (FID, KID, Inception Score,
+    /// precision and recall, classes, copies of training images).
     #[command(subcommand)]
     Metric(MetricCommand),
+    /// Ask people which of several models' pictures are better: a blind page, votes, scores.
+    Arena(ArenaArgs),
     /// Train, inspect and use tokenizers.
     #[command(subcommand)]
     Tokenizer(TokenizerCommand),
@@ -106,7 +112,7 @@ pub(crate) struct TrainArgs {
 /// `maquette evaluate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback --json\n  maquette evaluate model.gguf --data text.txt --context 512 --stride 256\n  maquette evaluate runs/stories-20260101-120000 --tasks story-ending --num-fewshot 2 --out results\n\nA run is measured on its recipe's held-out data. Any language model (a run, a Hugging Face folder, a GGUF\nfile) is measured on a text with --windows, --context, --stride or `--data -`; a model that is no run, with --data."
+    after_help = "Examples:\n  maquette evaluate runs/vae-mnist-20260101-120000 --data mnist/\n  maquette evaluate runs/glyphs-20260101-120000 --metrics readback,fid --json\n  maquette evaluate model.gguf --data text.txt --context 512 --stride 256\n  maquette evaluate runs/stories-20260101-120000 --tasks story-ending --num-fewshot 2 --out results\n\nA run is measured on its recipe's held-out data. Any language model (a run, a Hugging Face folder, a GGUF\nfile) is measured on a text with --windows, --context, --stride or `--data -`; a model that is no run, with --data."
 )]
 pub(crate) struct EvaluateArgs {
     /// A run folder; for texts and tasks also a Hugging Face folder or a GGUF file.

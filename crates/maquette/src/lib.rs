@@ -11,6 +11,7 @@ pub use maquette_kernels as kernels;
 pub use maquette_models as models;
 pub use maquette_nn as nn;
 pub use maquette_rng as rng;
+pub use maquette_serve as serve;
 pub use maquette_train as train;
 
 pub mod labs;

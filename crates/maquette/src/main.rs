@@ -59,6 +59,7 @@ fn dispatch(cli: Cli, output: Output) -> miette::Result<()> {
         Command::Generate(args) => commands::generate::run(*args, output),
         Command::Evaluate(args) => commands::evaluate::run(args, output),
         Command::Metric(command) => commands::metric::run(command, output),
+        Command::Arena(args) => commands::arena::run(&args, output),
         Command::Tokenizer(command) => commands::tokenizer::run(command, output),
         Command::Convert(args) => commands::convert::run(&args, output),
         Command::Lab(args) => commands::lab::run(&args, output),

@@ -72,7 +72,8 @@ pub struct ImageSet {
 }
 
 /// Opens images: an idx file, a folder in the layout of MNIST, a folder of images whose
-/// sub-folders are classes, or a tar archive of such a folder; idx and tar may be gzipped.
+/// sub-folders are classes, a tar archive of such a folder, or a single image; idx and tar may be
+/// gzipped.
 ///
 /// A folder with `train` and `test` (or `val`) sub-folders keeps to the one asked for.
 ///
@@ -102,6 +103,10 @@ pub fn open_with(path: impl AsRef<Path>, split: Split, sizes: Sizes) -> Result<I
     if split == Split::Test {
         return Err(DataError::NoTestPart(path.to_owned()));
     }
+    if is_image(path) {
+        let image = decode_image(path.display().to_string(), &read_file(path)?, sizes)?;
+        return unify(image.as_slice(), None, path);
+    }
     if idx::looks_like_tar(path)? {
         return decode::open_tar(path, sizes);
     }
@@ -114,7 +119,7 @@ pub(crate) fn sizes_agree(set: ImageSet, sizes: Sizes, path: &Path) -> Result<Im
         Sizes::Agree => Ok(set),
         Sizes::Only { height, width } if (height, width) == (set.height, set.width) => Ok(set),
         Sizes::Only { .. } => Err(DataError::NoImages(path.to_owned())),
-        Sizes::Resize { height, width } => decode::resize_set(set, height, width),
+        Sizes::Resize { height, width } => set.resized(height, width),
     }
 }
 
@@ -157,6 +162,14 @@ impl ImageSet {
             class_names: self.class_names.clone(),
             ..*self
         }
+    }
+
+    /// The images brought to another size (triangle filter).
+    ///
+    /// # Errors
+    /// A side of 0, or one that is too long.
+    pub fn resized(self, height: usize, width: usize) -> Result<ImageSet> {
+        decode::resize_set(self, height, width)
     }
 
     /// The labels at `indices`; `None` when the set has none.

@@ -2,9 +2,12 @@
 
 use faer::linalg::matmul::triangular::{BlockStructure, matmul};
 use faer::{Accum, Mat, Side, get_global_parallelism};
+use maquette_rng::Rng;
+use maquette_rng::rand_distr::{Distribution, Uniform};
 
 use super::matrix::{columns, inner};
 use crate::EvalError;
+use crate::bootstrap::{Interval, around};
 use crate::error::{at_least, same};
 use crate::points::Points;
 
@@ -117,6 +120,42 @@ pub fn frechet_distance(a: &Moments, b: &Moments) -> Result<f64, EvalError> {
     Ok((between + spread - 2.0 * overlap).max(0.0))
 }
 
+/// [`frechet_distance`] of two sets with the interval in which figures of as many images lie: both
+/// sets are drawn anew from themselves, see [`around`].
+///
+/// # Errors
+/// As [`Moments::of`] and [`frechet_distance`]; fewer than 100 resamples, or a level outside (0, 1).
+pub fn frechet_interval(
+    a: Points<'_>,
+    b: Points<'_>,
+    resamples: usize,
+    level: f64,
+    rng: &mut Rng,
+) -> Result<Interval, EvalError> {
+    let value = frechet_distance(&Moments::of(a)?, &Moments::of(b)?)?;
+    let distances: Result<Vec<f64>, EvalError> = (0..resamples)
+        .map(|_| {
+            let [a, b] =
+                [a, b].map(|set| Moments::of(Points::new(&redrawn(set, rng), set.dims())?));
+            frechet_distance(&a?, &b?)
+        })
+        .collect();
+    around(value, &distances?, level)
+}
+
+/// As many points, drawn from these with replacement.
+fn redrawn(points: Points<'_>, rng: &mut Rng) -> Vec<f32> {
+    let index = Uniform::new(0, points.len()).expect("there is at least one point");
+    let dims = points.dims();
+    (0..points.len())
+        .flat_map(|_| {
+            let at = index.sample(rng) * dims;
+            &points.values()[at..at + dims]
+        })
+        .copied()
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -157,6 +196,29 @@ mod tests {
             let a = Moments::of(a.points()).unwrap();
             near(frechet_distance(&a, &a).unwrap(), 0.0);
         }
+    }
+
+    #[test]
+    fn the_interval_holds_figures_of_other_draws() {
+        use maquette_rng::{Stream, normal, rng};
+        let draw = |seed, shift| -> Vec<f32> {
+            let x = normal(&mut rng(seed, Stream::Evaluate, 0), 300 * 4);
+            x.into_iter().map(|x| x + shift).collect()
+        };
+        let distance = |seed| {
+            let (a, b) = (draw(seed, 0.0), draw(seed + 1000, 0.4));
+            frechet_distance(&of(&a, 4), &of(&b, 4)).unwrap()
+        };
+        let (a, b) = (draw(1, 0.0), draw(1001, 0.4));
+        let (a, b) = (Points::new(&a, 4).unwrap(), Points::new(&b, 4).unwrap());
+        let random = &mut rng(1, Stream::Evaluate, 1);
+        let got = frechet_interval(a, b, 200, 0.95, random).unwrap();
+        assert_eq!(got.value, distance(1));
+        // As wide as the spread of fresh draws, within a third.
+        let mut fresh: Vec<f64> = (2..202).map(distance).collect();
+        fresh.sort_unstable_by(f64::total_cmp);
+        let (width, want) = (got.high - got.low, fresh[194] - fresh[5]);
+        assert!((width / want - 1.0).abs() < 0.33, "{width}, {want}");
     }
 
     #[test]

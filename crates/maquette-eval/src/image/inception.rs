@@ -1,8 +1,11 @@
 //! Inception Score: are images of clear classes, and of all of them?
 
+use maquette_rng::Rng;
+use maquette_rng::rand_distr::{Distribution, Uniform};
 use serde::Serialize;
 
 use crate::EvalError;
+use crate::bootstrap::{Interval, around};
 use crate::error::{at_least, same, within};
 
 /// An Inception Score over parts of the images.
@@ -32,36 +35,74 @@ pub fn inception_score(
     n_classes: usize,
     splits: usize,
 ) -> Result<InceptionScore, EvalError> {
+    let log_p = log_probabilities(logits, n_classes, splits)?;
+    Ok(of_parts(&log_p.iter().collect::<Vec<_>>(), splits))
+}
+
+/// The mean [`inception_score`] with the interval in which scores of as many images lie: the images
+/// are drawn anew from themselves, see [`around`].
+///
+/// # Errors
+/// As [`inception_score`]; fewer than 100 resamples, or a level outside (0, 1).
+pub fn inception_interval(
+    logits: &[f32],
+    n_classes: usize,
+    splits: usize,
+    (resamples, level): (usize, f64),
+    rng: &mut Rng,
+) -> Result<Interval, EvalError> {
+    let log_p = log_probabilities(logits, n_classes, splits)?;
+    let index = Uniform::new(0, log_p.len()).expect("there is at least one image");
+    let mut drawn: Vec<&Vec<f64>> = log_p.iter().collect();
+    let value = of_parts(&drawn, splits).mean;
+    let scores: Vec<f64> = (0..resamples)
+        .map(|_| {
+            drawn.fill_with(|| &log_p[index.sample(rng)]);
+            of_parts(&drawn, splits).mean
+        })
+        .collect();
+    around(value, &scores, level)
+}
+
+/// Logarithms of the class probabilities of each image.
+fn log_probabilities(
+    logits: &[f32],
+    n_classes: usize,
+    splits: usize,
+) -> Result<Vec<Vec<f64>>, EvalError> {
     at_least("classes", 1, n_classes)?;
     at_least("parts", 1, splits)?;
     same("logits of the last image", logits.len() % n_classes, 0)?;
-    let n = logits.len() / n_classes;
-    at_least("images", splits, n)?;
+    at_least("images", splits, logits.len() / n_classes)?;
     for &logit in logits {
         within("a logit", f64::from(logit), logit.is_finite(), "finite")?;
     }
-    let log_p: Vec<Vec<f64>> = logits.chunks_exact(n_classes).map(log_softmax).collect();
+    Ok(logits.chunks_exact(n_classes).map(log_softmax).collect())
+}
+
+fn of_parts(log_p: &[&Vec<f64>], splits: usize) -> InceptionScore {
+    let n = log_p.len();
     let scores: Vec<f64> = (0..splits)
         .map(|part| score(&log_p[part * n / splits..(part + 1) * n / splits]))
         .collect();
     let mean = scores.iter().sum::<f64>() / splits as f64;
     let squares: f64 = scores.iter().map(|score| (score - mean).powi(2)).sum();
-    Ok(InceptionScore {
+    InceptionScore {
         mean,
         deviation: (squares / splits as f64).sqrt(),
         splits,
-    })
+    }
 }
 
-fn score(log_p: &[Vec<f64>]) -> f64 {
+fn score(log_p: &[&Vec<f64>]) -> f64 {
     let n = log_p.len() as f64;
     let mut mean = vec![0.0; log_p[0].len()];
     for row in log_p {
-        for (sum, log_p) in mean.iter_mut().zip(row) {
+        for (sum, log_p) in mean.iter_mut().zip(*row) {
             *sum += log_p.exp() / n;
         }
     }
-    let divergence = |row: &Vec<f64>| -> f64 {
+    let divergence = |row: &&Vec<f64>| -> f64 {
         let terms = row.iter().zip(&mean);
         terms
             // A class that no image has adds nothing.
@@ -104,6 +145,19 @@ mod tests {
             near(got.mean, case["mean"].as_f64().unwrap());
             near(got.deviation, case["deviation"].as_f64().unwrap());
         }
+    }
+
+    #[test]
+    fn equal_images_have_no_spread() {
+        use maquette_rng::{Stream, rng};
+        let random = &mut rng(1, Stream::Evaluate, 0);
+        let one = inception_interval(&[3.0, 0.0].repeat(20), 2, 2, (100, 0.95), random).unwrap();
+        for end in [one.value, one.low, one.high] {
+            near(end, 1.0);
+        }
+        let two = [[9.0, 0.0], [0.0, 9.0]].concat().repeat(10);
+        let two = inception_interval(&two, 2, 1, (100, 0.95), random).unwrap();
+        assert!(two.low < two.value && two.value < two.high, "{two:?}");
     }
 
     #[test]

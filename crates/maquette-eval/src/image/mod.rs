@@ -11,7 +11,7 @@ mod matrix;
 #[cfg(test)]
 mod testing;
 
-pub use frechet::{Moments, frechet_distance};
-pub use inception::{InceptionScore, inception_score};
+pub use frechet::{Moments, frechet_distance, frechet_interval};
+pub use inception::{InceptionScore, inception_interval, inception_score};
 pub use kernel::{KernelDistance, kernel_distance, polynomial_mmd};
 pub use manifold::{Manifold, manifold};

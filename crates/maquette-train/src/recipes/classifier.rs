@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::sections::{ImageData, Images};
-use super::{EvaluateJob, Job, Outcome, images, test_metrics, validate, weights};
+use super::{EvaluateJob, Family, Job, Outcome, images, of_run, test_metrics, validate, weights};
 use crate::spec::PublishedNumbers;
 use crate::{
     BoxError, Evaluation, LoopSpec, Metrics, OptimizerSpec, Plan, ScheduleSpec, Source, Task,
@@ -141,6 +141,35 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
         evaluation.put(&name, value, format!("{name}|n={}|split=test", test.len()));
     }
     Ok(evaluation)
+}
+
+/// The classifier of a run.
+pub(crate) struct Opened {
+    pub(crate) model: Classifier,
+    /// Channels, height and width of the images it reads.
+    pub(crate) image: [usize; 3],
+    pub(crate) class_names: Vec<String>,
+}
+
+/// Opens the classifier of the run `dir`.
+///
+/// # Errors
+/// Not a run, a run of another family, or no trained weights in it.
+pub(crate) fn open(dir: &Path, device: &Device) -> Result<Opened, TrainError> {
+    let source = of_run(dir)?;
+    let family = Family::of(&source)?;
+    if family != Family::Classifier {
+        return Err(TrainError::other(format!(
+            "{} is a {family:?} model; images are compared by the features of a classifier",
+            dir.display()
+        )));
+    }
+    let recipe = ClassifierRecipe::parse(&source)?;
+    Ok(Opened {
+        model: load(&recipe, dir, device)?,
+        image: recipe.model.image,
+        class_names: weights::class_names(dir)?,
+    })
 }
 
 fn load(recipe: &ClassifierRecipe, dir: &Path, device: &Device) -> Result<Classifier, TrainError> {

@@ -4,9 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use maquette_data::{ImageSet, Normalization};
-use maquette_eval::bootstrap::wilson;
-use maquette_eval::neighbours::{copies, nearest};
+use maquette_data::Normalization;
 use maquette_generate::diffusion::{Sampler, Spacing, TimeGrid, guided, noise, sample};
 use maquette_models::diffusion::unet::{UNet, UNetConfig};
 use maquette_models::diffusion::{DiffusionConfig, drop_labels};
@@ -14,7 +12,7 @@ use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::judge::Judge;
+use super::judge::{Judge, copies_of_training};
 use super::pictures::{
     Draw, ImageRequest, Stamp, as_set, draw_all, labels, save as save_pictures, save_sheet,
 };
@@ -304,6 +302,12 @@ impl Painter<'_> {
             class_names,
             device,
         } = self;
+        if request.truncation.is_some() {
+            return Err(TrainError::other(
+                "a diffusion model draws noise as large as its images and is not truncated; guidance trades variety \
+                 for clarity",
+            ));
+        }
         let grid = recipe.time_grid(request.steps.unwrap_or(recipe.sample.steps))?;
         let sampler = request.sampler.unwrap_or(recipe.sample.sampler);
         let guidance = request.guidance.unwrap_or(recipe.sample.guidance);
@@ -368,24 +372,11 @@ fn load(
     dir: &Path,
     device: &Device,
 ) -> Result<(UNet, Vec<String>), TrainError> {
-    #[derive(Deserialize)]
-    struct Config {
-        class_names: Vec<String>,
-    }
-    let path = dir.join("config.json");
-    let config: Config =
-        serde_json::from_str(&crate::files::read_text(&path)?).map_err(|error| {
-            TrainError::Malformed {
-                path,
-                what: "configuration",
-                reason: error.to_string(),
-            }
-        })?;
     let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
-    Ok((weights::load(empty, dir)?, config.class_names))
+    Ok((weights::load(empty, dir)?, weights::class_names(dir)?))
 }
 
-/// Labels read back by a judge, and how near the samples are to the training images. Writes the samples
+/// Drawn images beside real ones as a judge sees them, and how near they are to the training images. Writes the samples
 /// into `dir`, if given.
 fn measure(
     model: &UNet,
@@ -431,84 +422,12 @@ fn measure(
 
     if !painter.class_names.is_empty() {
         say("training the judge");
-        let judge = Judge::train(
-            data,
-            recipe.data.source,
-            recipe.evaluate.judge_steps,
-            painter.device,
-        )?;
-        let read = judge.readback(&drawn)?;
-        let right = (read.accuracy() * n as f64).round() as usize;
-        let (low, high) = wilson(right, n, 1.96).map_err(TrainError::other)?;
-        evaluation.put(
-            "readback",
-            read.accuracy(),
-            format!(
-                "readback|judge={}|{how}|95%={low:.4}..{high:.4}",
-                judge.name
-            ),
-        );
-        evaluation.put(
-            "judge_accuracy",
-            judge.accuracy,
-            format!("judge_accuracy|judge={}", judge.name),
-        );
+        let steps = recipe.evaluate.judge_steps;
+        let judge = Judge::train(data, recipe.data.source, steps, painter.device)?;
+        say("comparing with real images");
+        judge.measure(&drawn, &how, &mut evaluation)?;
     }
     say("looking for copies of training images");
     copies_of_training(&drawn, data, &how, &mut evaluation)?;
     Ok(evaluation)
-}
-
-/// Distance of the drawn images to their nearest training image, held against that of unseen images.
-fn copies_of_training(
-    drawn: &ImageSet,
-    data: &Images,
-    how: &str,
-    evaluation: &mut Evaluation,
-) -> Result<(), TrainError> {
-    let [channels, height, width] = images::shape(drawn);
-    let distances = |set: &ImageSet| -> Result<Vec<f64>, TrainError> {
-        let near = nearest(
-            &set.pixels,
-            &data.train.pixels,
-            channels * height * width,
-            1,
-        )
-        .map_err(TrainError::other)?;
-        Ok(near
-            .iter()
-            .map(|neighbours| neighbours[0].distance)
-            .collect())
-    };
-    let unseen: Vec<usize> = (0..drawn.len().min(data.test.len())).collect();
-    let found = copies(&distances(drawn)?, &distances(&data.test.subset(&unseen))?)
-        .map_err(TrainError::other)?;
-    let signature = |metric: &str| {
-        format!(
-            "{metric}|pixel-l2|train={}|held-out={}|{how}",
-            data.train.len(),
-            unseen.len()
-        )
-    };
-    evaluation.put(
-        "exact_copies",
-        found.exact as f64,
-        signature("exact_copies"),
-    );
-    evaluation.put(
-        "nearest_training_distance",
-        found.nearest_generated,
-        signature("nearest_training_distance"),
-    );
-    evaluation.put(
-        "median_training_distance",
-        found.median_generated,
-        signature("median_training_distance"),
-    );
-    evaluation.put(
-        "median_training_distance_held_out",
-        found.median_held_out,
-        signature("median_training_distance_held_out"),
-    );
-    Ok(())
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::Tokenizer;
 use maquette_generate::fill::{Filled, fill};
 use maquette_generate::gguf as tokens;
+use maquette_generate::image::Picture;
 use maquette_generate::sampling::TokenLogProb;
 use maquette_generate::text::{GenerateOptions, StopReason, Strategy, encode_prompt, score};
 use maquette_models::nn::AttentionMaps;
@@ -17,6 +18,7 @@ use maquette_models::{
 use maquette_rng::{Stream, rng};
 
 use super::gpt::{self, LanguageRecipe};
+use super::latent::{self, LatentAsk};
 use super::pictures::{self, Draw, ImageRequest, Stamp};
 use super::{Family, diffusion, mask_predict, of_run, points, seq2seq, vae};
 use crate::attention::{Attention, MAX_TOKENS};
@@ -31,6 +33,8 @@ pub struct GenerateJob<'a> {
     pub text: TextAsk,
     /// What to draw; its `count` and `seed` hold for text too.
     pub images: ImageRequest,
+    /// Pictures of the latent space instead of draws.
+    pub latent: Option<LatentAsk>,
     /// Called with pieces of text as they come.
     pub on_text: &'a mut dyn FnMut(&str) -> ControlFlow<()>,
     /// Folder for images; the run's `samples/generated` when absent.
@@ -354,8 +358,39 @@ fn drawing(model: &Path, device: &Device) -> Result<Drawing, TrainError> {
     }
 }
 
+/// The images that the run `model` draws for a request.
+///
+/// # Errors
+/// No run of an image model, or a request that does not fit it.
+pub fn draw(
+    model: &Path,
+    request: &ImageRequest,
+    device: &Device,
+) -> Result<Vec<Picture>, TrainError> {
+    let (range, mut draw) = drawing(model, device)?;
+    pictures::draw_all(request, range, &mut *draw)
+}
+
 fn images(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     (job.say)("loading the model");
+    if let Some(ask) = &job.latent {
+        let source = of_run(&job.model)?;
+        let model = match Family::of(&source)? {
+            Family::Vae => vae::latent(&source, &job.model, &job.device)?,
+            family => {
+                return Err(TrainError::other(format!(
+                    "a {family:?} model has no latent space to walk in; a vae has"
+                )));
+            }
+        };
+        let folder = job
+            .out
+            .unwrap_or_else(|| job.model.join("samples").join("latent"));
+        let seed = job.images.seed;
+        let paths = latent::make(&model, ask, (&job.model, seed), &folder, job.say)?;
+        let image = |path| Made::Image { path, seed };
+        return Ok(paths.into_iter().map(image).collect());
+    }
     let (range, mut draw) = drawing(&job.model, &job.device)?;
     let stamp = Stamp::of_run(&job.model, &job.images)?;
     (job.say)("drawing");

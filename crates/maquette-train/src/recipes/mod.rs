@@ -12,6 +12,7 @@ pub mod gpt;
 pub mod images;
 pub mod in_context;
 pub mod judge;
+pub mod latent;
 pub mod mask_predict;
 pub mod pictures;
 pub mod points;

@@ -39,6 +39,9 @@ pub struct ImageRequest {
     /// The walk from noise to data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sampler: Option<Sampler>,
+    /// Standard deviations beyond which numbers of a latent are drawn again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub truncation: Option<f32>,
 }
 
 /// What the text chunk of a PNG holds.
@@ -159,8 +162,12 @@ pub fn sheet(all: &[Picture]) -> Result<Picture, TrainError> {
     } else {
         all.len()
     };
-    let sheet = grid(all, columns, 1, 48).map_err(TrainError::other)?;
-    sheet.upscaled(GRID_SCALE).map_err(TrainError::other)
+    enlarged(&grid(all, columns, 1, 48).map_err(TrainError::other)?)
+}
+
+/// A picture large enough to be looked at.
+pub(super) fn enlarged(picture: &Picture) -> Result<Picture, TrainError> {
+    picture.upscaled(GRID_SCALE).map_err(TrainError::other)
 }
 
 /// The PNG bytes that `stamp` stands for, made again.

@@ -5,13 +5,16 @@ use std::path::Path;
 use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::{ImageSet, Normalization};
 use maquette_eval::Estimate;
+use maquette_generate::latent::truncated_normal;
 use maquette_models::vae::{Vae, VaeConfig};
 use maquette_rng::{Stream, normal, rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::pictures::{Draw, ImageRequest, draw_all, save_sheet};
-use super::sections::ImageData;
+use super::judge::{Judge, copies_of_training};
+use super::latent::LatentModel;
+use super::pictures::{Draw, ImageRequest, as_set, draw_all, save_sheet};
+use super::sections::{ImageData, Images};
 use super::{EvaluateJob, Job, Outcome, images, test_metrics, validate, weights};
 use crate::spec::PublishedNumbers;
 use crate::{
@@ -55,6 +58,10 @@ pub struct VaeEvaluation {
     pub importance_samples: usize,
     /// Over how many test images.
     pub importance_images: usize,
+    /// Images drawn from the prior to be compared with real ones; 0 leaves it out.
+    pub samples: usize,
+    /// Training steps of the judge whose features compare them, where the data has labels.
+    pub judge_steps: u64,
 }
 
 impl Default for VaeEvaluation {
@@ -62,6 +69,8 @@ impl Default for VaeEvaluation {
         Self {
             importance_samples: 100,
             importance_images: 500,
+            samples: 0,
+            judge_steps: 1200,
         }
     }
 }
@@ -146,7 +155,11 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let mut metrics = test_metrics(&fitted.validation);
     job.say("importance-weighted likelihood");
     metrics.extend(importance(&fitted.model, test, &recipe, &job.device)?);
-    Ok(Outcome::Trained(run.finish(&fitted, metrics)?))
+    let mut evaluation = metrics.into();
+    let device = job.device.clone();
+    let say = &mut |what: &str| job.say(what);
+    compare(&fitted.model, &data, &recipe, &device, say, &mut evaluation)?;
+    Ok(Outcome::Trained(run.finish(&fitted, evaluation)?))
 }
 
 /// Measures a run's model on the test images.
@@ -174,6 +187,7 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
         let VaeEvaluation {
             importance_samples,
             importance_images,
+            ..
         } = recipe.evaluate;
         evaluation.put(
             &name,
@@ -181,7 +195,50 @@ pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, Tra
             format!("{name}|nats-per-image|n={importance_images}|latents={importance_samples}"),
         );
     }
+    compare(
+        &model,
+        &data,
+        &recipe,
+        &job.device,
+        job.say,
+        &mut evaluation,
+    )?;
     Ok(evaluation)
+}
+
+/// Draws from the prior and compares with real images, as the recipe's `[evaluate]` says.
+fn compare(
+    model: &Vae,
+    data: &Images,
+    recipe: &VaeRecipe,
+    device: &Device,
+    say: &mut dyn FnMut(&str),
+    evaluation: &mut Evaluation,
+) -> Result<(), TrainError> {
+    let n = recipe.evaluate.samples;
+    if n == 0 {
+        return Ok(());
+    }
+    say(&format!("drawing {n} images to measure"));
+    let request = ImageRequest {
+        count: n,
+        seed: recipe.train.seed,
+        ..ImageRequest::default()
+    };
+    let all = draw_all(&request, (0.0, 1.0), &mut |request, range| {
+        prior(model, request, range, device)
+    })?;
+    let drawn = as_set(&all, None, &[]);
+    let how = format!("n={n}|seed={}", request.seed);
+    if data.test.labels.is_some() {
+        say("training the judge");
+        let steps = recipe.evaluate.judge_steps;
+        let judge = Judge::train(data, recipe.data.source, steps, device)?;
+        say("comparing with real images");
+        judge.measure(&drawn, &how, evaluation)?;
+    }
+    say("looking for copies of training images");
+    copies_of_training(&drawn, data, &how, evaluation)
 }
 
 /// The function that draws images from a run's prior; their range is `[0, 1]`.
@@ -202,6 +259,25 @@ pub fn drawing(
     ))
 }
 
+/// The latent space of a run.
+///
+/// # Errors
+/// No weights.
+pub fn latent(source: &Source, dir: &Path, device: &Device) -> Result<LatentModel, TrainError> {
+    let recipe = VaeRecipe::parse(source)?;
+    let device = device.clone().autodiff();
+    let model = load(&recipe, dir, &device)?;
+    let encoder = model.clone();
+    Ok(LatentModel {
+        d_latent: recipe.model.d_latent,
+        image: recipe.model.image,
+        range: (0.0, 1.0),
+        device,
+        decode: Box::new(move |z| model.decode(z)),
+        encode: Some(Box::new(move |x| encoder.encode(x).mean)),
+    })
+}
+
 /// Images `range` of a request: each decoded from its own draw of the prior.
 fn prior(
     model: &Vae,
@@ -216,9 +292,14 @@ fn prior(
     }
     let d_latent = model.config().d_latent;
     let shape = [range.len(), d_latent];
-    let latents: Vec<f32> = range
-        .flat_map(|i| normal(&mut rng(request.seed, Stream::Sample, i as u64), d_latent))
-        .collect();
+    let mut latents = Vec::with_capacity(range.len() * d_latent);
+    for i in range {
+        let random = &mut rng(request.seed, Stream::Sample, i as u64);
+        latents.extend(match request.truncation {
+            Some(bound) => truncated_normal(d_latent, bound, random).map_err(TrainError::other)?,
+            None => normal(random, d_latent),
+        });
+    }
     Ok(model.decode(Tensor::from_data(TensorData::new(latents, shape), device)))
 }
 
@@ -302,6 +383,7 @@ fn importance(
     let VaeEvaluation {
         importance_samples,
         importance_images,
+        ..
     } = recipe.evaluate;
     let n = importance_images.min(test.len());
     if importance_samples == 0 || n < 2 {

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use burn::module::Module;
 use maquette_models::store;
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::TrainError;
-use crate::files::write_atomic;
+use crate::files::{read_text, write_atomic};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -21,4 +22,20 @@ pub(super) fn save<M: Module>(model: &M, config: &Value, dir: &Path) -> Result<(
 /// `empty` with the weights of the run `dir`.
 pub(super) fn load<M: Module>(empty: M, dir: &Path) -> Result<M, TrainError> {
     store::load(empty, &dir.join(WEIGHTS)).map_err(TrainError::other)
+}
+
+/// The names of the classes that the model of the run `dir` knows.
+pub(super) fn class_names(dir: &Path) -> Result<Vec<String>, TrainError> {
+    #[derive(Deserialize)]
+    struct Config {
+        class_names: Vec<String>,
+    }
+    let path = dir.join(CONFIG);
+    let config: Config =
+        serde_json::from_str(&read_text(&path)?).map_err(|error| TrainError::Malformed {
+            path,
+            what: "configuration",
+            reason: error.to_string(),
+        })?;
+    Ok(config.class_names)
 }

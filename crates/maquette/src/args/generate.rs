@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use maquette::generate::sampling::{Bias, Order};
+use maquette::train::recipes::latent::Code;
 
 /// `maquette generate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate model.gguf --prompt \"It was\" --dry-multiplier 0.8 --logprobs 5 --json\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate --replay letters/0003.png --out again"
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate model.gguf --prompt \"It was\" --dry-multiplier 0.8 --logprobs 5 --json\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate runs/vae-mnist-20260101-120000 --interpolate 3 7 --out walk\n  maquette generate runs/vae-mnist-20260101-120000 --latent \"bold/ - thin/ + me.png\"\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
     /// A run folder, a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT
@@ -41,6 +42,8 @@ pub(crate) struct GenerateArgs {
     pub(crate) search: SearchArgs,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
+    #[command(flatten)]
+    pub(crate) latent: LatentArgs,
 }
 
 /// How much text, and what is told of it.
@@ -233,4 +236,59 @@ pub(crate) struct ImageArgs {
     /// How to walk from noise to data.
     #[arg(long, value_name = "S")]
     pub(crate) sampler: Option<String>,
+    /// Draw numbers of a latent again beyond X standard deviations: fewer odd pictures, less variety.
+    #[arg(long, value_name = "X")]
+    pub(crate) truncation: Option<f32>,
+}
+
+/// Pictures of a latent space.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Images: latent space")]
+pub(crate) struct LatentArgs {
+    /// Walk from one code to another: a grid, and a moving picture. A code is the number of a draw, a
+    /// picture, a folder of pictures (their mean), or a sum: "large/ - small/ + 7".
+    #[arg(long, value_names = ["A", "B"], num_args = 2, conflicts_with_all = ["traverse", "latent"])]
+    pub(crate) interpolate: Option<Vec<Code>>,
+    /// Change a code along single axes, a row of pictures for each.
+    #[arg(long, value_name = "CODE", conflicts_with = "latent")]
+    pub(crate) traverse: Option<Code>,
+    /// The picture of a code, beside the pictures it is made of and what the model makes of them.
+    #[arg(long, value_name = "CODE")]
+    pub(crate) latent: Option<Code>,
+    /// With --interpolate: along a line, or along the arc that keeps the usual length.
+    #[arg(long, value_enum, default_value = "arc")]
+    pub(crate) path: Way,
+    /// Pictures of a walk, its ends included.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub(crate) points: usize,
+    /// With --traverse: which axes, separated by commas (default: the first eight).
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) axes: Vec<usize>,
+    /// With --traverse: how far, in standard deviations.
+    #[arg(long, value_name = "X", default_value_t = 3.0)]
+    pub(crate) reach: f32,
+    /// Steps of the search for a picture's code, after the encoder's guess.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) project_steps: usize,
+    /// With --interpolate: the format of the moving picture.
+    #[arg(long, value_enum, default_value = "gif")]
+    pub(crate) animation: Moving,
+}
+
+/// Ways between two codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Way {
+    /// The shortest.
+    Line,
+    /// A great circle.
+    Arc,
+}
+
+/// Formats of moving pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Moving {
+    /// Shown everywhere; 256 colours.
+    Gif,
+    /// Animated PNG, without loss.
+    Apng,
 }

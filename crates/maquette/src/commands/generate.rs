@@ -3,18 +3,23 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
+use maquette::generate::animation::Animation;
 use maquette::generate::diffusion::Sampler;
 use maquette::generate::fill::Candidate;
+use maquette::generate::latent::{Interpolation, Projection};
 use maquette::generate::sampling::{Decoding, Dry, Mirostat, Xtc};
 use maquette::generate::search;
 use maquette::generate::text::{GenerateOptions, Strategy};
 use maquette::train::recipes::generate::{self, GenerateJob, Made, SpeltLogProb, TextAsk};
+use maquette::train::recipes::latent::{LatentAsk, Walk};
 use maquette::train::recipes::pictures::ImageRequest;
 use serde_json::{Value, json};
 
 use super::device;
 use super::progress::Status;
-use crate::args::{EarlyStopping, GenerateArgs, ImageArgs, SamplingArgs, SearchArgs};
+use crate::args::{
+    EarlyStopping, GenerateArgs, ImageArgs, LatentArgs, Moving, SamplingArgs, SearchArgs, Way,
+};
 use crate::errors::{Usage, failed, report};
 use crate::output::Output;
 
@@ -48,6 +53,7 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
         model,
         text,
         images,
+        latent: latent(&args.latent),
         // Text that goes to a file is not shown as it comes.
         on_text: &mut |piece| {
             if args.out.is_none() {
@@ -264,5 +270,38 @@ fn images(args: &ImageArgs, count: usize, seed: u64) -> Result<ImageRequest, Usa
         steps: args.steps,
         guidance: args.guidance,
         sampler: sampler.transpose()?,
+        truncation: args.truncation,
+    })
+}
+
+fn latent(args: &LatentArgs) -> Option<LatentAsk> {
+    let what = match (args.interpolate.as_deref(), &args.traverse, &args.latent) {
+        (Some([from, to]), ..) => Walk::Between {
+            from: from.clone(),
+            to: to.clone(),
+            how: match args.path {
+                Way::Line => Interpolation::Linear,
+                Way::Arc => Interpolation::Spherical,
+            },
+        },
+        (_, Some(at), _) => Walk::Axes {
+            at: at.clone(),
+            axes: args.axes.clone(),
+            reach: args.reach,
+        },
+        (.., Some(code)) => Walk::Code(code.clone()),
+        _ => return None,
+    };
+    Some(LatentAsk {
+        what,
+        points: args.points,
+        animation: match args.animation {
+            Moving::Gif => Animation::Gif,
+            Moving::Apng => Animation::Apng,
+        },
+        projection: Projection {
+            steps: args.project_steps,
+            ..Projection::default()
+        },
     })
 }

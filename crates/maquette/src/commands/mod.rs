@@ -1,5 +1,6 @@
 //! One file per command: resolve what was typed, then run it.
 
+pub(crate) mod arena;
 pub(crate) mod bench;
 pub(crate) mod completions;
 pub(crate) mod convert;

@@ -29,6 +29,7 @@ built_in![
     "dates",
     "diffusion-fashion",
     "diffusion-mnist",
+    "fashion-classifier",
     "glyphs",
     "glyphs-classifier",
     "grid25",

@@ -14,6 +14,8 @@ mod bert;
 mod diffusion;
 #[path = "../../../../handbook/41-eager-graph/lab.rs"]
 mod eager_graph;
+#[path = "../../../../handbook/43-gan-metrics/lab.rs"]
+mod gan_metrics;
 #[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
 mod generative_discriminative;
 #[path = "../../../../handbook/31-gpt-rnn/lab.rs"]
@@ -139,7 +141,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(40, "autoregressive", "Autoregressive models and the others").lab(autoregressive::run),
     topic(41, "eager-graph", "Eager and graph execution").lab(eager_graph::run),
     topic(42, "deep-belief-network", "Deep belief networks"),
-    topic(43, "gan-metrics", "Metrics for GANs"),
+    topic(43, "gan-metrics", "Metrics for GANs").lab(gan_metrics::run),
     topic(44, "transformer", "The transformer").lab(transformer::run),
     topic(45, "activations", "Activation functions"),
     topic(46, "nash-equilibrium", "Nash equilibrium"),

@@ -94,11 +94,16 @@ impl Bench {
     }
 
     pub(crate) fn run(&self, arguments: &str) -> Ran {
+        self.run_with(&arguments.split(' ').collect::<Vec<_>>())
+    }
+
+    /// [`run`](Self::run), for arguments with spaces in them.
+    pub(crate) fn run_with(&self, arguments: &[&str]) -> Ran {
         let output = Command::cargo_bin("maquette")
             .unwrap()
             .current_dir(self.dir.path())
             .env_remove("MAQUETTE_DATA")
-            .args(arguments.split(' '))
+            .args(arguments)
             .output()
             .unwrap();
         Ran {

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use maquette::generate::image::read_png;
 use serde_json::Value;
 
 use crate::common::Bench;
@@ -92,4 +93,70 @@ fn text_is_searched_weighed_and_told() {
     ask("--beams 2 --top-k 3").fails(2, &["--beams", "--top-k"]);
     ask("--penalty-alpha 0.6 --temperature 0.5").fails(2, &["--penalty-alpha", "--temperature"]);
     ask("--length-penalty 2").fails(2, &["--beams"]);
+}
+
+#[test]
+fn a_latent_space_is_walked() {
+    let bench = Bench::new();
+    let train = "train vae-glyphs --steps 3 --set train.batch=8 --set data.glyphs.per_class=2 \
+                 --set model.network={mlp={hidden=[8]}} --set evaluate.importance_samples=0 --set evaluate.samples=0";
+    bench.run(&format!("{train} --out run")).succeeds();
+    let paths = |arguments: &str| -> Vec<String> {
+        let ran = bench
+            .run(&format!("generate run {arguments} --json"))
+            .succeeds();
+        let outputs = ran.json()["outputs"].clone();
+        let outputs = outputs.as_array().unwrap().iter();
+        outputs
+            .map(|one| one["path"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    paths("-n 3 --out drawn");
+    let walk = paths("--interpolate 0 2 --points 5 --out walk");
+    assert_eq!(walk.len(), 2);
+    assert!(
+        std::fs::read(bench.path("walk/walk.gif"))
+            .unwrap()
+            .starts_with(b"GIF89a")
+    );
+    paths("--interpolate 0 2 --points 5 --out again");
+    for file in ["latent.png", "walk.gif"] {
+        let read = |folder: &str| std::fs::read(bench.path(folder).join(file)).unwrap();
+        assert_eq!(read("walk"), read("again"), "the same bytes again");
+    }
+    // The ends of a walk are the draws of these numbers.
+    let picture = |path: &str| read_png(&bench.path(path)).unwrap().0;
+    let (grid, drawn) = (picture("walk/latent.png"), picture("drawn/0000.png"));
+    let row = |i: usize| &grid.pixels()[(3 + 3 * i) * grid.width() + 3..][..3 * 28];
+    for i in 0..28 {
+        let shown: Vec<u8> = row(i).iter().step_by(3).copied().collect();
+        assert_eq!(shown, drawn.pixels()[28 * i..][..28]);
+    }
+    paths("--interpolate 0 1 --path line --animation apng --out apng");
+    assert!(bench.path("apng/walk.png").is_file());
+    paths("--traverse 1 --axes 0,3 --points 4 --out axes");
+    let axes = picture("axes/latent.png");
+    assert_eq!(
+        (axes.width(), axes.height()),
+        (3 * (4 * 29 + 1), 3 * (2 * 29 + 1))
+    );
+    let sum = "generate run --project-steps 3 --out sum --latent";
+    bench
+        .run_with(&[sum.split(' ').collect(), vec!["drawn/0001.png - drawn + 2"]].concat())
+        .succeeds();
+    // Both images, both projections, the sum.
+    assert_eq!(picture("sum/latent.png").width(), 3 * (5 * 29 + 1));
+    paths("-n 2 --truncation 0.5 --out calm");
+    assert_ne!(picture("calm/0000.png"), drawn);
+
+    let refused = |arguments: &str, code: i32, words: &[&str]| {
+        bench
+            .run(&format!("generate run {arguments}"))
+            .fails(code, words);
+    };
+    refused("--interpolate 0 2 --points 1", 1, &["two ends"]);
+    refused("--interpolate 0", 2, &["--interpolate"]);
+    refused("--latent none.png", 1, &["none.png"]);
+    refused("--traverse 0 --axes 99", 1, &["no axis 99", "0 to 15"]);
+    refused("-n 1 --truncation 0", 1, &["too small"]);
 }

@@ -1,5 +1,6 @@
 //! The binary as a user meets it: exit codes, JSON, errors that teach, on tiny budgets.
 
+mod arena;
 mod bench;
 mod common;
 mod convert;

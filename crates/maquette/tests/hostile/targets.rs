@@ -9,6 +9,7 @@ use maquette::data::{Split, Tokenizer, images, stories};
 use maquette::eval::tasks::{Asking, Doc, Task, TaskConfig, TaskError};
 use maquette::generate::gguf as tokens;
 use maquette::generate::image::{Picture, encode_png, read_png, read_recipe};
+use maquette::models::features::SqueezeNet;
 use maquette::models::gguf::{self, Mix};
 use maquette::models::{GptConfig, hf, llama2c};
 use maquette::rng::{Stream, rng};
@@ -94,6 +95,9 @@ targets! {
             let _ = Family::of(&source);
             let _ = GptRecipe::parse(&source);
         }
+    };
+    squeezenet: || vec![squeezenets()], |bytes, folder| {
+        let _ = SqueezeNet::load(&put(folder, "compressed.net", bytes), &Device::flex());
     };
     task: || vec![include_bytes!("../../../../tasks/story-ending.yaml").to_vec(), WRITTEN.as_bytes().to_vec()],
         |bytes, _| {
@@ -252,6 +256,21 @@ fn pngs() -> Vec<u8> {
         &[("maquette", "{\"recipe\": \"a = 1\"}"), ("seed", "7")],
     )
     .unwrap()
+}
+
+/// One stored weight per layer of the 26, whose channels and so offsets these are.
+fn squeezenets() -> Vec<u8> {
+    let fires = [16, 16, 32, 32, 48, 48, 64, 64];
+    let fires = fires
+        .into_iter()
+        .flat_map(|narrow| [narrow, 4 * narrow, 4 * narrow]);
+    let channels = std::iter::once(96).chain(fires).chain([1000]);
+    let mut bytes = 1u32.to_le_bytes().repeat(26);
+    for channels in channels {
+        bytes.extend(std::iter::repeat_n(0, 4 * (256 + channels)));
+        bytes.extend([1, 7]);
+    }
+    bytes
 }
 
 fn recipes() -> Vec<Vec<u8>> {

@@ -2,6 +2,7 @@
 
 mod images;
 mod report;
+mod sets;
 mod text;
 
 use crate::args::MetricCommand;
@@ -11,7 +12,7 @@ use crate::output::Output;
 pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> {
     let report = match command {
         MetricCommand::Texts(metric) => text::measure(metric)?,
-        MetricCommand::Images(metric) => images::measure(metric)?,
+        MetricCommand::Images(metric) => images::measure(metric, output.quiet)?,
     };
     report.print(output);
     Ok(())

@@ -24,6 +24,12 @@ impl Report {
         self.metrics.push(row);
     }
 
+    /// Adds a figure with its interval.
+    pub(super) fn add_interval(&mut self, name: &str, interval: Interval, signature: &str) {
+        self.add(name, interval.value, signature);
+        self.intervals.insert(name.to_owned(), interval);
+    }
+
     /// Prints all of it.
     pub(super) fn print(&self, output: Output) {
         for (name, values) in &self.segments {
