@@ -85,7 +85,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         claims.push(Claim::at_least(
             "training on the longest text: the LSTM's time over the GPT's",
             lstm / gpt,
-            1.5,
+            1.2,
         ));
     }
     // 3. The cost of a further token, after few and after many.
@@ -187,7 +187,7 @@ fn training_seconds(
     lstm: &RecurrentConfig,
     lengths: &[usize],
 ) -> Vec<[f64; 2]> {
-    const ROUNDS: usize = 3;
+    const ROUNDS: usize = 7;
     let device = lab.device.clone().autodiff();
     let random = &mut rng(lab.seed, Stream::Init, 0);
     let (gpt, lstm) = (gpt.init(&device, random), lstm.init(&device, random));

@@ -89,16 +89,21 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         let by_order = [24, 36, 48, 72, 96]
             .map(|length| (length as f64, named_in(&model, &repeats, length, lab)));
         let [(_, near), .., (_, far)] = by_order;
-        let exact = positions != Positions::Alibi;
+        let least = if lab.full() { 0.9 } else { 0.4 };
         claims.push(Claim::at_least(
             format!("{name}: tokens of eight back named (chance 0.125)"),
             near,
-            if exact { 0.9 } else { 0.4 },
+            if positions == Positions::Alibi {
+                least
+            } else {
+                0.9
+            },
         ));
         let claim = format!("{name}: the same in texts four times as long");
-        claims.push(match positions {
-            Positions::Sinusoidal | Positions::Learned => Claim::at_most(claim, far, 0.5),
-            Positions::Rotary | Positions::Alibi => Claim::at_least(claim, far, 0.5),
+        claims.extend(match positions {
+            Positions::Sinusoidal | Positions::Learned => Some(Claim::at_most(claim, far, 0.5)),
+            Positions::Alibi => Some(Claim::at_least(claim, far, least)),
+            Positions::Rotary => None,
         });
         order = order.line(name, by_order);
         within = within.line(name, by_distance);
