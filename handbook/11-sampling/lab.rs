@@ -1,20 +1,21 @@
 //! Samplers against the distributions they stand for, and the trade they make on a real model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 
-use crate::data::{
-    TokenSet, Tokenizer, stories, text, tokenizer::TokenizerConfig, tokenizer::TokenizerKind,
-};
+use crate::data::{stories, text};
 use crate::eval::{divergence::total_variation, text::distinct_n};
-use crate::generate::sampling::{Decoding, Mirostat, Xtc, distribution, sample};
-use crate::generate::text::{generate_ids, token_model};
-use crate::labs::training::{Training, token_rows};
+use crate::generate::sampling::{Decoding, Dry, Mirostat, Xtc, distribution, sample};
+use crate::generate::search::EarlyStopping;
+use crate::generate::text::{GenerateOptions, Generated, Strategy};
+use crate::labs::training::{TextModel, TextTraining, characters, small_gpt};
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome};
-use crate::models::{Gpt, GptConfig};
+use crate::models::GptConfig;
 use crate::rng::{Stream, rng};
-use crate::train::spec::ScheduleKind;
-use crate::train::{Batch, OptimizerSpec, ScheduleSpec, Task};
 
+/// Characters that the model of the stories looks back on, and that it writes.
+const CONTEXT: usize = 256;
+const LENGTH: usize = 240;
 const DRAWS: usize = 100_000;
 const LOGITS: [f32; 8] = [2.0, 1.5, 1.0, 0.3, 0.0, -1.0, -2.0, -3.0];
 
@@ -96,7 +97,11 @@ fn analytic(lab: &LabContext<'_>) -> Result<Vec<Claim>, LabError> {
     // Mirostat's first bound is twice the target: one bit here, so probabilities of a half or more,
     // or the best one alone.
     let plain = Decoding::default();
-    let cases: [(&str, Decoding, &[u32], Vec<f64>); 12] = [
+    // DRY: `1 2 3` was followed by 0 and comes again, `2 3` by 5: the first costs 0.8 x 1.75.
+    let mut repeated = logits;
+    (repeated[0], repeated[5]) = (2.0 - 0.8 * 1.75, -1.0 - 0.8);
+    let said = [1, 2, 3, 0, 6, 2, 3, 5, 1, 2, 3];
+    let cases: [(&str, Decoding, &[u32], Vec<f64>); 13] = [
         ("the model's own distribution", plain, &[], full.clone()),
         (
             "temperature 0.5",
@@ -193,6 +198,15 @@ fn analytic(lab: &LabContext<'_>) -> Result<Vec<Claim>, LabError> {
             &[],
             softmax(&logits[..1]),
         ),
+        (
+            "DRY 0.8 x 1.75, repetitions of 2 and 3",
+            Decoding {
+                dry: Some(Dry::new(0.8)),
+                ..plain
+            },
+            &said,
+            softmax(&repeated),
+        ),
     ];
     let mut claims = Vec::new();
     for (i, (name, decoding, history, expected)) in cases.into_iter().enumerate() {
@@ -215,17 +229,19 @@ fn analytic(lab: &LabContext<'_>) -> Result<Vec<Claim>, LabError> {
 /// A small model of the stories, written with at several temperatures.
 fn trade(lab: &LabContext<'_>) -> Result<(Vec<Claim>, Chart), LabError> {
     let corpus = stories::generate(1500, lab.seed);
-    let (model, tokenizer, _) = char_gpt(
-        lab,
-        &corpus,
-        &small(),
-        if lab.quick { 350 } else { 1500 },
-        (16, 3e-3, 3e-4),
-    )?;
+    let training = TextTraining {
+        corpus: &corpus,
+        tokenizer: characters(&corpus)?,
+        config: small_gpt(CONTEXT),
+        steps: if lab.quick { 350 } else { 1500 },
+        batch: 4,
+        rates: (3e-3, 3e-4),
+    };
+    let model = training.run(lab)?;
     let known: HashSet<&str> = words(&corpus).collect();
-    let measure = |decoding: Decoding| -> Result<(f64, f64), LabError> {
-        let texts = write(lab, &model, &tokenizer, &decoding)?;
-        let all: Vec<&str> = texts.iter().flat_map(|t| words(t)).collect();
+    let measure = |strategy: Strategy, decoding: Decoding| -> Result<Point, LabError> {
+        let texts = write(lab, &corpus, &model, strategy, decoding)?;
+        let all: Vec<&str> = texts.iter().flat_map(|t| words(&t.text)).collect();
         let correct =
             all.iter().filter(|w| known.contains(*w)).count() as f64 / all.len().max(1) as f64;
         let mut ids = HashMap::new();
@@ -234,90 +250,140 @@ fn trade(lab: &LabContext<'_>) -> Result<(Vec<Claim>, Chart), LabError> {
             *ids.entry(w).or_insert(next)
         };
         let all: Vec<u32> = all.into_iter().map(&mut id).collect();
-        Ok((distinct_n(&[all], 2).doing("counting word pairs")?, correct))
+        let log_probs = texts.iter().flat_map(|t| &t.log_probs);
+        let nats: f64 = log_probs.clone().map(|p| f64::from(p.log_prob)).sum();
+        Ok(Point {
+            diversity: distinct_n(&[all], 2).doing("counting word pairs")?,
+            quality: correct,
+            log_prob: nats / log_probs.count().max(1) as f64,
+        })
     };
+    let draw = |decoding| measure(Strategy::Draw, decoding);
     let plain = Decoding::default();
     let mut curve = Vec::new();
     for temperature in [0.2, 0.5, 0.8, 1.0, 1.3, 1.6] {
         lab.say(&format!("writing at temperature {temperature}"));
-        curve.push(measure(Decoding {
+        curve.push(draw(Decoding {
             temperature,
             ..plain
         })?);
     }
-    let greedy = measure(Decoding::greedy())?;
+    let greedy = draw(Decoding::greedy())?;
     let hot = Decoding {
         temperature: 1.6,
         ..plain
     };
     let cut = [
-        measure(Decoding {
+        draw(Decoding {
             top_k: Some(5),
             ..hot
         })?,
-        measure(Decoding {
+        draw(Decoding {
             top_p: Some(0.5),
             ..hot
         })?,
-        measure(Decoding {
+        draw(Decoding {
             min_p: Some(0.3),
             ..hot
         })?,
     ];
-    let (cool, warm) = (curve[0], curve[5]);
+    lab.say("searching instead of drawing");
+    let dry = draw(Decoding {
+        dry: Some(Dry::new(2.0)),
+        ..Decoding::greedy()
+    })?;
+    let beams = Strategy::Beams {
+        beams: 4,
+        length_penalty: 1.0,
+        early_stopping: EarlyStopping::Estimate,
+    };
+    let beam = measure(beams, plain)?;
+    let contrastive = Strategy::Contrastive {
+        top_k: 5,
+        penalty_alpha: 0.6,
+    };
+    let contrastive = measure(contrastive, plain)?;
+    let best = measure(Strategy::BestOf { count: 4 }, plain)?;
+    let (cool, one, warm) = (curve[0], curve[3], curve[5]);
     let claims = vec![
         Claim::at_least(
             "words of the stories' vocabulary: temperature 0.2 less 1.6",
-            cool.1 - warm.1,
+            cool.quality - warm.quality,
             0.2,
         ),
         Claim::at_least(
             "distinct word pairs: temperature 1.6 less 0.2",
-            warm.0 - cool.0,
+            warm.diversity - cool.diversity,
             0.1,
         ),
         Claim::at_most(
             "distinct word pairs: greedy over temperature 1",
-            greedy.0 / curve[3].0,
+            greedy.diversity / one.diversity,
             0.7,
         ),
         Claim::at_least(
             "known words at temperature 1.6: top-k 5 less no cut",
-            cut[0].1 - warm.1,
+            cut[0].quality - warm.quality,
             0.05,
         ),
         Claim::at_least(
             "known words at temperature 1.6: top-p 0.5 less no cut",
-            cut[1].1 - warm.1,
+            cut[1].quality - warm.quality,
             0.05,
         ),
         Claim::at_least(
             "known words at temperature 1.6: min-p 0.3 less no cut",
-            cut[2].1 - warm.1,
+            cut[2].quality - warm.quality,
             0.05,
         ),
+        Claim::at_least(
+            "distinct word pairs: greedy with DRY over greedy",
+            dry.diversity / greedy.diversity,
+            1.5,
+        ),
+        Claim::at_least(
+            "distinct word pairs: contrastive search over greedy",
+            contrastive.diversity / greedy.diversity,
+            1.1,
+        ),
+        Claim::at_least(
+            "nats per token: four beams less greedy, up to rounding",
+            beam.log_prob - greedy.log_prob,
+            -1e-6,
+        ),
+        Claim::at_least(
+            "nats per token: the best of four less one, at temperature 1",
+            best.log_prob - one.log_prob,
+            0.0,
+        ),
     ];
+    let dot = |point: &Point| (point.diversity, point.quality);
     let chart = Chart::new(
         "Quality against diversity",
         "diversity: distinct word pairs",
         "quality: known words",
     )
-    .dots("temperature 0.2 to 1.6", curve)
-    .dots("greedy", [greedy])
-    .dots("1.6 with top-k 5", [cut[0]])
-    .dots("1.6 with top-p 0.5", [cut[1]])
-    .dots("1.6 with min-p 0.3", [cut[2]]);
+    .dots("temperature 0.2 to 1.6", curve.iter().map(dot))
+    .dots("greedy", [dot(&greedy)])
+    .dots("greedy with DRY", [dot(&dry)])
+    .dots("four beams", [dot(&beam)])
+    .dots("contrastive", [dot(&contrastive)])
+    .dots("best of four", [dot(&best)])
+    .dots("1.6, top-k 5", [dot(&cut[0])])
+    .dots("1.6, top-p 0.5", [dot(&cut[1])])
+    .dots("1.6, min-p 0.3", [dot(&cut[2])]);
     Ok((claims, chart))
 }
 
-fn small() -> GptConfig {
-    GptConfig {
-        seq_len: 64,
-        d_model: 64,
-        n_layers: 2,
-        n_heads: 4,
-        ..GptConfig::default()
-    }
+/// What a strategy comes to.
+#[derive(Clone, Copy)]
+struct Point {
+    /// Distinct word pairs, as a share of all.
+    diversity: f64,
+    /// The share of words that the stories know.
+    quality: f64,
+    /// Mean log-probability of a token under the model.
+    log_prob: f64,
 }
 
 fn words(text: &str) -> impl Iterator<Item = &str> {
@@ -325,100 +391,46 @@ fn words(text: &str) -> impl Iterator<Item = &str> {
         .filter(|w| !w.is_empty())
 }
 
-/// A GPT over characters; also its loss on the last tenth of the text, in nats.
-fn char_gpt(
-    lab: &LabContext<'_>,
-    corpus: &str,
-    config: &GptConfig,
-    steps: u64,
-    (batch, lr, final_lr): (usize, f64, f64),
-) -> Result<(Gpt, Tokenizer, f64), LabError> {
-    lab.say("training a character GPT");
-    let chars = TokenizerConfig {
-        kind: TokenizerKind::Char,
-        ..TokenizerConfig::default()
-    };
-    let tokenizer = chars
-        .train(std::iter::once(Ok(corpus.to_string())))
-        .doing("collecting characters")?;
-    let tokens = TokenSet::encode(corpus, &tokenizer).doing("encoding the text")?;
-    let (train, held_out) = tokens.split(0.1).doing("splitting the text")?;
-    let device = lab.device.clone().autodiff();
-    let config = GptConfig {
-        vocab_size: tokenizer.vocab_size(),
-        ..config.clone()
-    };
-    let model = config.init(&device, &mut rng(lab.seed, Stream::Init, 0));
-    let mut training = Training::new(
-        OptimizerSpec {
-            betas: Some([0.9, 0.99]),
-            weight_decay: 0.1,
-            ..OptimizerSpec::adamw(lr)
-        },
-        steps,
-        batch,
-        lab.seed,
-    );
-    training.schedule = ScheduleSpec {
-        kind: ScheduleKind::Cosine,
-        warmup: 100.min(steps / 10),
-        final_lr,
-        ..ScheduleSpec::default()
-    };
-    training.train.clip_norm = Some(1.0);
-    let seq_len = config.seq_len;
-    let task = Task::new(
-        |step| Ok(Batch::from(train.windows(batch, seq_len, lab.seed, step)?)),
-        |model: &Gpt, w: crate::data::Windows, _| {
-            model
-                .loss(
-                    token_rows(&w.inputs, w.batch, &device),
-                    token_rows(&w.targets, w.batch, &device),
-                )
-                .into()
-        },
-    );
-    let model = training.run(model, task, &device)?.model;
-    let (mut sum, mut rows) = (0.0, 0.0);
-    for w in held_out
-        .coverage(32, seq_len)
-        .doing("reading held-out text")?
-        .take(100)
-    {
-        let loss = model.loss(
-            token_rows(&w.inputs, w.batch, &lab.device),
-            token_rows(&w.targets, w.batch, &lab.device),
-        );
-        sum += f64::from(loss.into_scalar::<f32>()) * w.batch as f64;
-        rows += w.batch as f64;
-    }
-    Ok((model, tokenizer, sum / rows))
-}
-
-/// Four texts of 250 characters, each from its own seed.
+/// How four stories begin, written on, each from its own seed.
 fn write(
     lab: &LabContext<'_>,
-    model: &Gpt,
-    tokenizer: &Tokenizer,
-    decoding: &Decoding,
-) -> Result<Vec<String>, LabError> {
-    let prompt = tokenizer.encode("\n\n").doing("encoding the prompt")?;
-    let mut texts = Vec::new();
-    for text in 0..4 {
-        let mut model = token_model(model);
+    corpus: &str,
+    TextModel {
+        model, tokenizer, ..
+    }: &TextModel,
+    strategy: Strategy,
+    decoding: Decoding,
+) -> Result<Vec<Generated>, LabError> {
+    let options = GenerateOptions {
+        max_tokens: LENGTH,
+        decoding,
+        log_probs: Some(0),
+        ..GenerateOptions::default()
+    };
+    let beginnings = corpus.split("\n\n").filter(|story| story.len() > 10);
+    let text = |(text, story): (u64, &str)| {
+        let beginning: String = story.chars().take(10).collect();
+        let prompt = tokenizer.encode(&beginning).doing("encoding a beginning")?;
         let mut rng = rng(lab.seed, Stream::Sample, 100 + text);
-        let ids = generate_ids(&mut model, &prompt, 250, decoding, &mut rng, |_| {
-            Ok(std::ops::ControlFlow::Continue(()))
-        });
-        texts.push(tokenizer.decode(&ids.doing("writing")?).doing("decoding")?);
-    }
-    Ok(texts)
+        let go_on = |_: &str| ControlFlow::Continue(());
+        let made = strategy.complete(model, tokenizer, &prompt, &options, &mut rng, go_on);
+        made.doing("writing")
+    };
+    (0..4).zip(beginnings).map(text).collect()
 }
 
 /// nanoGPT's setting for a laptop's processor with the learning rate of the recipe
 /// `shakespeare-char`: three times nanoGPT's, with which the loss ends at 1.91.
 fn shakespeare(lab: &LabContext<'_>, corpus: &str) -> Result<Claim, LabError> {
-    let (_, _, loss) = char_gpt(lab, corpus, &GptConfig::default(), 2000, (12, 3e-3, 1e-4))?;
+    let training = TextTraining {
+        corpus,
+        tokenizer: characters(corpus)?,
+        config: GptConfig::default(),
+        steps: 2000,
+        batch: 12,
+        rates: (3e-3, 1e-4),
+    };
+    let loss = training.run(lab)?.held_out_loss(lab)?;
     Ok(Claim::at_most(
         "tiny Shakespeare, nanoGPT's CPU setting at rate 3e-3: validation loss, nats per character",
         loss,

@@ -16,6 +16,9 @@ pub enum DataError {
         /// Why.
         source: std::io::Error,
     },
+    /// A path of the Hugging Face hub that leads nowhere.
+    #[error("{0}")]
+    Hub(String),
     /// The file is there but holds nothing.
     #[error("{path}: the file is empty; fetch or copy it again", path = .0.display())]
     Empty(PathBuf),

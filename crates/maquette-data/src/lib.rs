@@ -20,6 +20,7 @@ mod error;
 mod features;
 pub mod functions;
 pub mod glyphs;
+pub mod hub;
 pub mod images;
 pub mod labelled;
 pub mod masking;

@@ -87,6 +87,14 @@ pub enum GenerateError {
     /// The tokenizer cannot spell what was generated.
     #[error("cannot turn the generated tokens into text: {0}")]
     Decode(String),
+    /// A form for constrained text that is not understood, or that no token can continue.
+    #[error("{form}: {what}")]
+    Form {
+        /// Which kind of form.
+        form: &'static str,
+        /// What is wrong with it, and where.
+        what: String,
+    },
     /// A search that would leave the model's context.
     #[error(
         "a prompt of {prompt} tokens and {max_tokens} after it do not fit into the model's context of \
@@ -100,6 +108,9 @@ pub enum GenerateError {
         /// The most that the model reads.
         context: usize,
     },
+    /// A chat template that is not understood, or refuses the messages.
+    #[error("chat template: {0}")]
+    Template(String),
     /// A tokenizer that is not understood.
     #[error("{0}")]
     Tokenizer(String),

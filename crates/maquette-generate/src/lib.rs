@@ -6,6 +6,7 @@
 //! were made.
 
 pub mod animation;
+pub mod constraint;
 pub mod diffusion;
 pub mod engine;
 mod error;
@@ -16,6 +17,7 @@ pub mod latent;
 pub mod likelihood;
 pub mod sampling;
 pub mod search;
+pub mod template;
 pub mod text;
 
 pub use error::GenerateError;

@@ -17,7 +17,8 @@ mod sampler;
 pub use decoding::{Decoding, Xtc};
 pub use dry::{Breakers, Dry};
 pub use log_probs::{TokenLogProb, log_softmax, token_log_prob};
-pub use mirostat::{Bound, Mirostat};
+use mirostat::Bound;
+pub use mirostat::Mirostat;
 pub use order::{Order, Step};
 pub use sampler::{Bias, Drawn, TokenSampler};
 
@@ -41,24 +42,11 @@ pub fn distribution(
     history: &[u32],
     decoding: &Decoding,
 ) -> Result<Vec<f32>, GenerateError> {
-    bounded(logits, history, decoding, Bound::of(decoding))
-}
-
-/// As [`distribution`], with the bound of [`Mirostat`] that the text so far has led to.
-///
-/// # Errors
-/// As there.
-pub fn bounded(
-    logits: &[f32],
-    history: &[u32],
-    decoding: &Decoding,
-    bound: Bound,
-) -> Result<Vec<f32>, GenerateError> {
     decoding.check()?;
     let past = Past {
         decoding,
         history,
-        bound,
+        bound: Bound::of(decoding),
         breakers: &Breakers::default(),
     };
     past.distribution(logits)

@@ -2,15 +2,18 @@
 //! whole characters that stops where it was told to.
 
 mod continuation;
+mod draws;
 mod score;
 mod strategy;
 mod stream;
 
 pub use continuation::{Continuation, Progress};
+pub use draws::{Drawn, Draws};
 pub use score::score;
 pub use strategy::{Strategy, best_of};
 
 use crate::GenerateError;
+use crate::constraint::{Form, Vocabulary};
 use crate::sampling::{Bias, Breakers, Decoding, TokenLogProb, TokenSampler};
 use burn::module::Module;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -36,6 +39,8 @@ pub struct GenerateOptions {
     pub logit_bias: Vec<Bias>,
     /// What no repetition reaches across, for [`Dry`](crate::sampling::Dry).
     pub dry_breakers: Vec<String>,
+    /// The form that the text must have.
+    pub form: Option<Form>,
     /// Tell the log-probability of every token, and of as many alternatives.
     pub log_probs: Option<usize>,
     /// Keep the end of a prompt that is longer than the context, instead of refusing it.
@@ -51,6 +56,7 @@ impl Default for GenerateOptions {
             decoding: Decoding::default(),
             logit_bias: Vec::new(),
             dry_breakers: Breakers::USUAL.map(str::to_owned).to_vec(),
+            form: None,
             log_probs: None,
             truncate: false,
         }
@@ -69,7 +75,7 @@ impl GenerateOptions {
     /// A sampler for one text after `prompt`.
     ///
     /// # Errors
-    /// An option out of range, or an empty prompt.
+    /// An option out of range, an empty prompt, or a form that is not understood.
     pub fn sampler(
         &self,
         tokenizer: &Tokenizer,
@@ -79,9 +85,14 @@ impl GenerateOptions {
             Some(_) => Breakers::new(&self.dry_breakers, tokenizer)?,
             None => Breakers::default(),
         };
+        let constraint = match &self.form {
+            Some(form) => Some(Vocabulary::new(tokenizer, &self.end_tokens)?.constraint(form)?),
+            None => None,
+        };
         let sampler = TokenSampler::new(self.decoding, prompt)?
             .bias(self.logit_bias.clone())
             .breakers(breakers)
+            .constraint(constraint)
             .log_probs(self.log_probs);
         Ok(sampler)
     }
@@ -97,6 +108,8 @@ pub enum StopReason {
     StopString,
     /// The model drew an end token.
     EndToken,
+    /// The text has the form that was asked for, and nothing may follow.
+    Complete,
     /// The callback asked to stop.
     Cancelled,
 }
@@ -110,6 +123,9 @@ pub struct Generated {
     pub text: String,
     /// Why it ended.
     pub stop: StopReason,
+    /// Whether the text has the form that was asked for; `true` where none was. Only
+    /// [`StopReason::MaxTokens`], a stop string or cancelling can cut it before.
+    pub in_form: bool,
     /// The log-probabilities of `ids`, if they were asked for.
     pub log_probs: Vec<TokenLogProb>,
 }
@@ -311,7 +327,7 @@ where
 /// break off. The pieces together are the text that is returned.
 ///
 /// # Errors
-/// As [`generate_ids`]; what the text's `decode` reports.
+/// As [`generate_ids`]; what the text's `decode` or its constraint reports.
 pub fn generate<F, D>(
     model: &mut TokenModel<F>,
     mut text: Continuation<D>,

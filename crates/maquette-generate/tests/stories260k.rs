@@ -10,7 +10,7 @@ use std::{
 use burn::tensor::Device;
 use maquette_generate::{
     engine::{Engine, EngineOptions, Event, Request, Speculation, Weights},
-    sampling::Decoding,
+    sampling::{Decoding, TokenSampler},
     text::{generate_ids, token_model},
 };
 use maquette_models::gguf::{self, Format, Metadata, Mix};
@@ -88,9 +88,11 @@ fn the_engine_writes_it_from_every_kind_of_file() {
         let mut engine = Engine::new(weights, EngineOptions::default());
         let ask = |speculation| Request {
             max_tokens: PUBLISHED.len(),
-            decoding: Decoding::greedy(),
             speculation,
-            ..Request::new(vec![1])
+            ..Request::new(
+                TokenSampler::new(Decoding::greedy(), &[1]).unwrap(),
+                rng(0, Stream::Sample, 0),
+            )
         };
         let handles = [Speculation::Off, Speculation::Lookup(6)]
             .map(|speculation| engine.submit(ask(speculation)).unwrap());

@@ -11,7 +11,8 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 pub(crate) use arena::ArenaArgs;
 pub(crate) use generate::{
-    EarlyStopping, GenerateArgs, ImageArgs, LatentArgs, Moving, SamplingArgs, SearchArgs, Way,
+    AheadArgs, ChatArgs, EarlyStopping, FormArgs, GenerateArgs, ImageArgs, LatentArgs, Moving,
+    SamplingArgs, SearchArgs, Way,
 };
 pub(crate) use metric::*;
 

@@ -161,8 +161,8 @@ impl Forward {
     }
 
     /// Numbers of the last logits.
-    pub(super) fn logits_mut(&mut self, range: std::ops::Range<usize>) -> &mut [f32] {
-        &mut self.logits[range]
+    pub(super) fn logits(&self, range: std::ops::Range<usize>) -> &[f32] {
+        &self.logits[range]
     }
 
     fn embed(&mut self, weights: &Weights, batch: &Batch) {

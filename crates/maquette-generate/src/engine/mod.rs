@@ -10,10 +10,13 @@
 //!
 //! ```no_run
 //! # use maquette_generate::engine::*;
+//! # use maquette_generate::sampling::{Decoding, TokenSampler};
+//! # use maquette_rng::{Stream, rng};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let weights = Weights::open("model.gguf".as_ref())?;
 //! let mut engine = Engine::new(weights, EngineOptions::default());
-//! let handle = engine.submit(Request::new(vec![1, 403, 407]))?;
+//! let sampler = TokenSampler::new(Decoding::default(), &[1, 403, 407])?;
+//! let handle = engine.submit(Request::new(sampler, rng(0, Stream::Sample, 0)))?;
 //! while engine.is_busy() {
 //!     for event in engine.step() {
 //!         println!("{event:?}");
@@ -37,10 +40,11 @@ mod weights;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use maquette_rng::Rng;
 use serde::Serialize;
 
 use crate::GenerateError;
-use crate::sampling::Decoding;
+use crate::sampling::{Drawn, TokenLogProb, TokenSampler};
 
 pub use scheduler::Engine;
 pub use session::{Session, token_model};
@@ -95,47 +99,36 @@ pub enum Speculation {
 }
 
 /// A text to be continued.
+#[derive(Debug)]
 pub struct Request {
-    /// The prompt; what is submitted must not be empty nor longer than the context.
-    pub ids: Vec<u32>,
+    /// The prompt, which must not be longer than the context, and how each token after it is drawn.
+    pub sampler: TokenSampler,
+    /// What the draws depend on.
+    pub rng: Rng,
     /// Most tokens to draw.
     pub max_tokens: usize,
     /// Tokens that end the text.
     pub end_tokens: Vec<u32>,
-    /// How each token is drawn.
-    pub decoding: Decoding,
-    /// What the draws depend on.
-    pub seed: u64,
     /// What becomes of a full context.
     pub when_full: WhenFull,
     /// Where guesses come from.
     pub speculation: Speculation,
-    /// Whether tokens come with their log-probabilities, and so many likeliest others.
-    pub log_probabilities: Option<usize>,
-    /// Whether the prompt's tokens come with theirs, as an [`Event::Prompt`].
+    /// Whether the prompt's tokens come with their log-probabilities, as an [`Event::Prompt`]; with as
+    /// many others as the sampler tells of.
     pub score_prompt: bool,
-    /// Given the text so far, forbids tokens of what comes next by a logit of minus infinity: a
-    /// grammar. It is called once for each token drawn, in order; without guesses only.
-    pub constraint: Option<Constraint>,
 }
 
-/// See [`Request::constraint`].
-pub type Constraint = Box<dyn FnMut(&[u32], &mut [f32]) -> Result<(), GenerateError> + Send>;
-
 impl Request {
-    /// 256 tokens after these, drawn from the model's own distribution.
-    pub fn new(ids: Vec<u32>) -> Self {
+    /// 256 tokens after the sampler's prompt.
+    pub fn new(sampler: TokenSampler, rng: Rng) -> Self {
         Self {
-            ids,
+            sampler,
+            rng,
             max_tokens: 256,
             end_tokens: Vec::new(),
-            decoding: Decoding::default(),
-            seed: 0,
             when_full: WhenFull::Stop,
             speculation: Speculation::Off,
-            log_probabilities: None,
             score_prompt: false,
-            constraint: None,
         }
     }
 }
@@ -176,15 +169,15 @@ pub enum Event {
     Prompt {
         /// Whose.
         request: RequestId,
-        /// In nats.
-        log_probabilities: Vec<f32>,
+        /// In their order.
+        log_probs: Vec<TokenLogProb>,
     },
     /// A token was drawn.
     Token {
         /// Whose.
         request: RequestId,
         /// Which.
-        token: Token,
+        token: Drawn,
     },
     /// A text ended; its last event.
     Finished {
@@ -202,17 +195,6 @@ pub enum Event {
     },
 }
 
-/// A token that was drawn.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Token {
-    /// Which.
-    pub id: u32,
-    /// Its logarithm under the model itself, before any step of the decoding, in nats; if asked for.
-    pub log_probability: Option<f32>,
-    /// The likeliest tokens and theirs, likeliest first; as many as were asked for.
-    pub top: Vec<(u32, f32)>,
-}
-
 /// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -221,6 +203,8 @@ pub enum Finish {
     MaxTokens,
     /// A token that ends the text was drawn; it is the last.
     EndToken,
+    /// The text has the form that its sampler keeps to, and nothing may follow.
+    Complete,
     /// The context is full.
     ContextFull,
     /// Its handle was dropped, or told so.

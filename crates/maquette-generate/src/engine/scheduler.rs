@@ -8,7 +8,7 @@ use maquette_kernels::paged::PAGE;
 
 use super::cache::Pool;
 use super::forward::{Batch, Forward};
-use super::sequence::{Drawn, Sequence};
+use super::sequence::{Advance, Sequence};
 use super::speculative::{Draft, lookup};
 use super::{
     EngineOptions, Event, Finish, Handle, Request, RequestId, Speculation, Weights, WhenFull,
@@ -96,23 +96,19 @@ impl Engine {
     /// Takes a text in; its events come with the next steps.
     ///
     /// # Errors
-    /// An empty prompt, one that is too long for the context or the cache, a token outside the
-    /// vocabulary, or options out of range.
+    /// A prompt that is too long for the context or the cache, or a token outside the vocabulary.
     pub fn submit(&mut self, request: Request) -> Result<Handle, GenerateError> {
-        request.decoding.check()?;
+        let prompt = request.sampler.history();
         let config = self.weights.config();
-        if request.ids.is_empty() {
-            return Err(GenerateError::EmptyPrompt);
-        }
         let most = config.seq_len.min(self.pool.limit() * PAGE);
-        if request.ids.len() > most {
+        if prompt.len() > most {
             return Err(GenerateError::PromptTooLong {
-                length: request.ids.len(),
+                length: prompt.len(),
                 context: most,
             });
         }
         let vocab_size = config.vocab_size;
-        if let Some(&token) = request.ids.iter().find(|id| **id as usize >= vocab_size) {
+        if let Some(&token) = prompt.iter().find(|id| **id as usize >= vocab_size) {
             return Err(GenerateError::UnknownToken { token, vocab_size });
         }
         let id = RequestId(self.submitted);
@@ -148,11 +144,7 @@ impl Engine {
         let mut events = Vec::new();
         self.sweep(&mut events);
         self.admit();
-        if let Err(error) = self.guess() {
-            // The draft model is broken; without it the texts are as good.
-            self.draft = None;
-            debug_assert!(matches!(error, GenerateError::NotANumber { .. }), "{error}");
-        }
+        self.guess();
         let plan = self.plan(&mut events);
         if plan.iter().all(|len| *len == 0) {
             return events;
@@ -185,22 +177,19 @@ impl Engine {
             sequence.read += len - sequence.guesses.len();
             let rows = row * vocab_size..(row + wanted[i]) * vocab_size;
             row += wanted[i];
-            let drawn = sequence.take_in(self.forward.logits_mut(rows), wanted[i], seq_len);
+            let advance = sequence.take_in(self.forward.logits(rows), wanted[i], seq_len);
             let request = sequence.id;
-            let goes_on = |drawn: &Drawn| drawn.tokens.is_empty() && drawn.finish.is_none();
-            if sequence.request.score_prompt && !drawn.as_ref().is_ok_and(goes_on) {
-                let log_probabilities = std::mem::take(&mut sequence.scores);
+            let goes_on = |made: &Advance| made.tokens.is_empty() && made.finish.is_none();
+            if sequence.request.score_prompt && !advance.as_ref().is_ok_and(goes_on) {
+                let log_probs = std::mem::take(&mut sequence.scores);
                 sequence.request.score_prompt = false;
-                events.push(Event::Prompt {
-                    request,
-                    log_probabilities,
-                });
+                events.push(Event::Prompt { request, log_probs });
             }
-            match drawn {
-                Ok(drawn) => {
+            match advance {
+                Ok(advance) => {
                     let token = |token| Event::Token { request, token };
-                    events.extend(drawn.tokens.into_iter().map(token));
-                    if let Some(reason) = drawn.finish {
+                    events.extend(advance.tokens.into_iter().map(token));
+                    if let Some(reason) = advance.finish {
                         events.push(Event::Finished { request, reason });
                         over.push(i);
                     }
@@ -266,12 +255,12 @@ impl Engine {
     }
 
     /// Guesses ahead for texts that ask for it and have one token to read.
-    fn guess(&mut self) -> Result<(), GenerateError> {
+    fn guess(&mut self) {
         let seq_len = self.weights.config().seq_len;
         let mut drafted = Vec::new();
         for sequence in &mut self.running {
             sequence.guesses.clear();
-            if sequence.unread() != 1 || sequence.request.constraint.is_some() {
+            if sequence.unread() != 1 {
                 continue;
             }
             // The token after the guesses is drawn too.
@@ -285,9 +274,10 @@ impl Engine {
                 Speculation::Draft(count) => drafted.push((sequence, most.min(count))),
             }
         }
-        match &mut self.draft {
-            Some(draft) if !drafted.is_empty() => draft.guess(&mut drafted),
-            _ => Ok(()),
+        if let Some(draft) = &mut self.draft
+            && !drafted.is_empty()
+        {
+            draft.guess(&mut drafted);
         }
     }
 

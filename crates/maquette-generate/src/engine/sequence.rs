@@ -4,58 +4,47 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use maquette_kernels::paged::PAGE;
-use maquette_rng::{Rng, Stream, rng};
 
 use super::cache::{PageId, Pool};
 use super::speculative::{Guess, verify};
-use super::{Finish, Request, RequestId, Token, WhenFull};
+use super::{Finish, Request, RequestId, WhenFull};
 use crate::GenerateError;
-use crate::sampling::{Bound, bounded, sample};
+use crate::sampling::{Drawn, TokenLogProb, sample};
 
 /// A text that waits or goes on.
 pub(super) struct Sequence {
     pub(super) id: RequestId,
     pub(super) request: Request,
     cancelled: Arc<AtomicBool>,
-    /// Prompt and output.
-    pub(super) history: Vec<u32>,
-    /// Where in it the context begins; later than 0 once it slid.
+    /// Where in the history the context begins; later than 0 once it slid.
     start: usize,
-    prompt: usize,
     /// Positions of the context whose keys and values are in `pages`.
     pub(super) read: usize,
     pub(super) pages: Vec<PageId>,
     /// Pages that the pool was told are full.
     published: usize,
     pub(super) guesses: Vec<Guess>,
-    pub(super) rng: Rng,
-    bound: Bound,
     /// Log-probabilities of the prompt so far.
-    pub(super) scores: Vec<f32>,
+    pub(super) scores: Vec<TokenLogProb>,
 }
 
 /// What came of the logits of one text.
-pub(super) struct Drawn {
-    pub(super) tokens: Vec<Token>,
+pub(super) struct Advance {
+    pub(super) tokens: Vec<Drawn>,
     pub(super) finish: Option<Finish>,
 }
 
 impl Sequence {
-    pub(super) fn new(id: RequestId, mut request: Request, cancelled: Arc<AtomicBool>) -> Self {
-        let history = std::mem::take(&mut request.ids);
+    pub(super) fn new(id: RequestId, request: Request, cancelled: Arc<AtomicBool>) -> Self {
         Self {
             id,
             cancelled,
             start: 0,
-            prompt: history.len(),
             read: 0,
             pages: Vec::new(),
             published: 0,
             guesses: Vec::new(),
-            rng: rng(request.seed, Stream::Sample, 0),
-            bound: Bound::of(&request.decoding),
             scores: Vec::new(),
-            history,
             request,
         }
     }
@@ -66,7 +55,7 @@ impl Sequence {
 
     /// What the model looks back on.
     pub(super) fn context(&self) -> &[u32] {
-        &self.history[self.start..]
+        &self.request.sampler.history()[self.start..]
     }
 
     /// Tokens of the context that are still to be read.
@@ -76,13 +65,15 @@ impl Sequence {
 
     /// Tokens that may still be drawn.
     pub(super) fn left(&self) -> usize {
-        self.request.max_tokens - (self.history.len() - self.prompt)
+        self.request.max_tokens - self.request.sampler.drawn().len()
     }
 
     /// Of how many of the next `len` tokens logits are wanted: of those of a prompt that is scored
     /// all, of others those from the last of the text on.
     pub(super) fn wanted(&self, len: usize) -> usize {
-        let scored = self.request.score_prompt && self.read + 1 < self.prompt && self.start == 0;
+        let sampler = &self.request.sampler;
+        let prompt = sampler.history().len() - sampler.drawn().len();
+        let scored = self.request.score_prompt && self.read + 1 < prompt && self.start == 0;
         match scored {
             true => len,
             false => (self.read + len + 1).saturating_sub(self.context().len()),
@@ -141,11 +132,11 @@ impl Sequence {
     /// prompt, or draws tokens.
     pub(super) fn take_in(
         &mut self,
-        logits: &mut [f32],
+        logits: &[f32],
         rows: usize,
         seq_len: usize,
-    ) -> Result<Drawn, GenerateError> {
-        let mut drawn = Drawn {
+    ) -> Result<Advance, GenerateError> {
+        let mut advance = Advance {
             tokens: Vec::new(),
             finish: None,
         };
@@ -153,71 +144,49 @@ impl Sequence {
         let first = self.read + self.guesses.len() - rows;
         let guesses = std::mem::take(&mut self.guesses);
         let guessed_from = self.context().len();
-        for (row, logits) in logits.chunks_exact_mut(vocab_size.max(1)).enumerate() {
+        for (row, logits) in logits.chunks_exact(vocab_size.max(1)).enumerate() {
             // The token that these logits are of.
             let next = first + row + 1;
             if next < guessed_from {
-                let token = self.context()[next] as usize;
-                self.scores.push(log_softmax_at(logits, token));
+                let score = self.request.sampler.score(logits, self.context()[next]);
+                self.scores.push(score);
                 continue;
             }
             if self.left() == 0 {
-                drawn.finish = Some(Finish::MaxTokens);
+                advance.finish = Some(Finish::MaxTokens);
                 break;
             }
             let guess = guesses.get(next - guessed_from);
-            let (token, kept) = self.draw(logits, guess)?;
+            let mut kept = false;
+            let Request { sampler, rng, .. } = &mut self.request;
+            let token = sampler.choose(logits, |probabilities| match guess {
+                None => sample(probabilities, rng),
+                Some(guess) => {
+                    let id;
+                    (id, kept) = verify(probabilities, guess, rng);
+                    id
+                }
+            })?;
             let id = token.id;
-            self.history.push(id);
-            drawn.tokens.push(token);
+            advance.tokens.push(token);
             if kept {
                 self.read += 1;
             }
-            drawn.finish = self.finished(id, seq_len);
-            if drawn.finish.is_some() || !kept {
+            advance.finish = self.finished(id, seq_len);
+            if advance.finish.is_some() || !kept {
                 break;
             }
         }
-        Ok(drawn)
-    }
-
-    /// The next token, and whether it is the guess.
-    fn draw(
-        &mut self,
-        logits: &mut [f32],
-        guess: Option<&Guess>,
-    ) -> Result<(Token, bool), GenerateError> {
-        let mut token = Token {
-            id: 0,
-            log_probability: None,
-            top: Vec::new(),
-        };
-        let scale = self.request.log_probabilities.map(|_| log_sum_exp(logits));
-        if let (Some(count @ 1..), Some(scale)) = (self.request.log_probabilities, scale) {
-            token.top = likeliest(logits, count, scale);
-        }
-        let before = self.request.constraint.is_some().then(|| logits.to_vec());
-        if let Some(constraint) = &mut self.request.constraint {
-            constraint(&self.history, logits)?;
-        }
-        let decoding = &self.request.decoding;
-        let probabilities = bounded(logits, &self.history, decoding, self.bound)?;
-        let kept;
-        (token.id, kept) = match guess {
-            None => (sample(&probabilities, &mut self.rng), false),
-            Some(guess) => verify(&probabilities, guess, &mut self.rng),
-        };
-        let id = token.id as usize;
-        self.bound.follow(probabilities[id]);
-        let own = before.as_deref().unwrap_or(logits);
-        token.log_probability = scale.map(|scale| own[id] - scale);
-        Ok((token, kept))
+        Ok(advance)
     }
 
     /// Whether the text ends after a token.
-    fn finished(&mut self, id: u32, seq_len: usize) -> Option<Finish> {
+    fn finished(&self, id: u32, seq_len: usize) -> Option<Finish> {
         if self.request.end_tokens.contains(&id) {
             return Some(Finish::EndToken);
+        }
+        if self.request.sampler.complete() {
+            return Some(Finish::Complete);
         }
         if self.left() == 0 {
             return Some(Finish::MaxTokens);
@@ -230,31 +199,7 @@ impl Sequence {
     pub(super) fn slide(&mut self, seq_len: usize, pool: &mut Pool) {
         if self.context().len() > seq_len {
             self.forget(pool);
-            self.start = self.history.len() - (seq_len / 2).max(1);
+            self.start = self.request.sampler.history().len() - (seq_len / 2).max(1);
         }
     }
-}
-
-fn log_sum_exp(logits: &[f32]) -> f32 {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mass: f64 = logits.iter().map(|l| f64::from(l - most).exp()).sum();
-    most + mass.ln() as f32
-}
-
-fn log_softmax_at(logits: &[f32], id: usize) -> f32 {
-    logits[id] - log_sum_exp(logits)
-}
-
-/// The `count` likeliest tokens with their log-probabilities; of equals the lower ids.
-fn likeliest(logits: &[f32], count: usize, scale: f32) -> Vec<(u32, f32)> {
-    let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    let logit = |id: u32| logits[id as usize];
-    let better = |a: &u32, b: &u32| logit(*b).total_cmp(&logit(*a)).then(a.cmp(b));
-    let count = count.min(order.len());
-    if count > 0 && count < order.len() {
-        order.select_nth_unstable_by(count - 1, better);
-    }
-    order.truncate(count);
-    order.sort_unstable_by(better);
-    order.iter().map(|&id| (id, logit(id) - scale)).collect()
 }

@@ -79,7 +79,7 @@ impl<'a> Session<'a> {
         }
         let vocab_size = self.weights.config().vocab_size;
         let numbers = vocab_size * usize::from(!tokens.is_empty());
-        self.forward.logits_mut(0..numbers)
+        self.forward.logits(0..numbers)
     }
 }
 

@@ -10,8 +10,7 @@ use super::cache::{PageId, Pool};
 use super::forward::{Batch, Forward};
 use super::sequence::Sequence;
 use super::{EngineOptions, RequestId, Weights};
-use crate::GenerateError;
-use crate::sampling::{distribution, sample};
+use crate::sampling::sample;
 
 /// A token guessed, and the distribution it was drawn from; certain if absent.
 #[derive(Debug)]
@@ -94,13 +93,7 @@ impl Draft {
     }
 
     /// Guesses at most so many tokens for each of the texts, all texts together token by token.
-    ///
-    /// # Errors
-    /// Logits that are not numbers.
-    pub(super) fn guess(
-        &mut self,
-        texts: &mut [(&mut Sequence, usize)],
-    ) -> Result<(), GenerateError> {
+    pub(super) fn guess(&mut self, texts: &mut [(&mut Sequence, usize)]) {
         let rounds = texts.iter().map(|(_, count)| *count).max().unwrap_or(0);
         for round in 0..rounds {
             let mut asked: Vec<&mut Sequence> = texts
@@ -109,13 +102,12 @@ impl Draft {
                 .map(|(text, _)| &mut **text)
                 .collect();
             // Of long texts parts are read until each lacks its last token only.
-            while !asked.is_empty() && !self.read(&mut asked)? {}
+            while !asked.is_empty() && !self.read(&mut asked) {}
         }
-        Ok(())
     }
 
     /// Reads on in the texts; whether all were read to their end and have their next guess.
-    fn read(&mut self, texts: &mut Vec<&mut Sequence>) -> Result<bool, GenerateError> {
+    fn read(&mut self, texts: &mut Vec<&mut Sequence>) -> bool {
         self.batch.clear();
         let mut room = self.forward.rows;
         let mut read = Vec::new();
@@ -144,7 +136,7 @@ impl Draft {
         }
         if read.is_empty() {
             // No room for any: these texts go without.
-            return Ok(true);
+            return true;
         }
         let vocab_size = self.weights.config().vocab_size;
         let logits = self
@@ -155,19 +147,15 @@ impl Draft {
             let Some(logits) = ends.then(|| logits.next()).flatten() else {
                 continue;
             };
-            let text = &mut *texts[*i];
-            let guessed = text.guesses.iter().map(|guess| guess.id);
-            let history: Vec<u32> = text.history.iter().copied().chain(guessed).collect();
-            let q = distribution(logits, &history, &text.request.decoding)?;
-            let id = sample(&q, &mut text.rng);
-            text.guesses.push(Guess { id, from: Some(q) });
+            let guess = texts[*i].next_guess(logits);
+            texts[*i].guesses.extend(guess);
         }
         let mut at = 0;
         texts.retain(|_| {
             at += 1;
             !read.contains(&(at - 1, true))
         });
-        Ok(texts.is_empty() || read.iter().all(|(_, ends)| *ends))
+        texts.is_empty() || read.iter().all(|(_, ends)| *ends)
     }
 
     /// After a step: what was guessed wrongly was not read. Texts that ended let go of their pages.
@@ -187,6 +175,24 @@ impl Draft {
             so_far.read = kept;
             text.is_some()
         });
+    }
+}
+
+impl Sequence {
+    /// A token after the guesses so far, drawn from a draft's `logits` as the text's own are; none where
+    /// the text would end before it, or the draft's logits are no numbers.
+    fn next_guess(&mut self, logits: &[f32]) -> Option<Guess> {
+        let mut ahead = self.request.sampler.clone();
+        for guess in &self.guesses {
+            let probability = guess.from.as_ref().map_or(1.0, |q| q[guess.id as usize]);
+            ahead.take(guess.id, probability).ok()?;
+        }
+        if ahead.complete() {
+            return None;
+        }
+        let q = ahead.distribution(logits).ok()?;
+        let id = sample(&q, &mut self.request.rng);
+        Some(Guess { id, from: Some(q) })
     }
 }
 

@@ -1,7 +1,7 @@
 use super::cache::Pool;
 use super::forward::{Batch, Forward};
 use super::*;
-use crate::sampling::distribution;
+use crate::sampling::{Decoding, distribution};
 use crate::text::{generate_ids, token_model};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use maquette_kernels::paged::PAGE;
@@ -222,11 +222,10 @@ fn engine(config: &GptConfig, options: EngineOptions) -> Engine {
 }
 
 fn request(ids: Vec<u32>, seed: u64, decoding: &Decoding) -> Request {
+    let sampler = TokenSampler::new(*decoding, &ids).unwrap();
     Request {
         max_tokens: 30,
-        seed,
-        decoding: *decoding,
-        ..Request::new(ids)
+        ..Request::new(sampler, rng(seed, Stream::Sample, 0))
     }
 }
 
@@ -468,20 +467,18 @@ fn log_probabilities_are_those_of_the_model() {
     let model = model(&config);
     let mut engine = Engine::new(Weights::of(&config, &model), EngineOptions::default());
     let prompt = text(50, 1);
+    let sampler = TokenSampler::new(Decoding::greedy(), &prompt).unwrap();
     let handle = engine.submit(Request {
         max_tokens: 2,
-        log_probabilities: Some(3),
         score_prompt: true,
-        ..request(prompt.clone(), 0, &Decoding::greedy())
+        ..Request::new(sampler.log_probs(Some(3)), rng(0, Stream::Sample, 0))
     });
     let handle = handle.unwrap();
     let (mut scores, mut tokens) = (Vec::new(), Vec::new());
     while engine.is_busy() {
         for event in engine.step() {
             match event {
-                Event::Prompt {
-                    log_probabilities, ..
-                } => scores = log_probabilities,
+                Event::Prompt { log_probs, .. } => scores = log_probs,
                 Event::Token { token, .. } => tokens.push(token),
                 _ => {}
             }
@@ -501,19 +498,25 @@ fn log_probabilities_are_those_of_the_model() {
     };
     assert_eq!(scores.len(), 49);
     for (i, score) in scores.iter().enumerate() {
-        assert!((score - row(i)[prompt[i + 1] as usize]).abs() < 1e-4);
+        assert_eq!((score.id, score.top.len()), (prompt[i + 1], 3));
+        assert!((score.log_prob - row(i)[prompt[i + 1] as usize]).abs() < 1e-4);
     }
-    let first = &tokens[0];
+    let first = tokens[0].log_prob.as_ref().unwrap();
     assert_eq!((first.top.len(), first.top[0].0), (3, first.id));
-    assert_eq!(first.log_probability, Some(first.top[0].1));
+    assert_eq!(first.log_prob, first.top[0].1);
     assert!((first.top[0].1 - row(49)[first.id as usize]).abs() < 1e-4);
 }
 
 #[test]
 fn impossible_requests_are_refused() {
     let mut engine = engine(&llama(), EngineOptions::default());
-    let mut refused = |ids| engine.submit(Request::new(ids)).unwrap_err().to_string();
-    assert!(refused(vec![]).contains("no token"));
+    let greedy = Decoding::greedy();
+    let mut refused = |ids| {
+        engine
+            .submit(request(ids, 0, &greedy))
+            .unwrap_err()
+            .to_string()
+    };
     assert!(refused(vec![23]).contains("23"));
     let long = refused(text(100, 1));
     assert!(long.contains("4 more than the context of 96"), "{long}");

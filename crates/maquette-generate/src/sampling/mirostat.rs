@@ -17,16 +17,16 @@ pub struct Mirostat {
 
 /// The most that the next token may surprise, in bits; moved by every token that is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bound(Option<(Mirostat, f64)>);
+pub(super) struct Bound(Option<(Mirostat, f64)>);
 
 impl Bound {
     /// Before the first token: twice the target, or no bound without [`Mirostat`].
-    pub fn of(decoding: &Decoding) -> Self {
+    pub(super) fn of(decoding: &Decoding) -> Self {
         Self(decoding.mirostat.map(|rule| (rule, 2.0 * rule.tau)))
     }
 
     /// After a token of this probability was drawn.
-    pub fn follow(&mut self, probability: f32) {
+    pub(super) fn follow(&mut self, probability: f32) {
         if let Some((rule, bound)) = &mut self.0 {
             let surprise = -f64::from(probability).log2();
             *bound -= rule.eta * (surprise - rule.tau);

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bound, Breakers, Decoding, Past, TokenLogProb, sample, token_log_prob};
 use crate::GenerateError;
+use crate::constraint::Constraint;
 
 /// Added to the logit of one token before anything else.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,7 @@ pub struct TokenSampler {
     bound: Bound,
     bias: Vec<Bias>,
     breakers: Breakers,
+    constraint: Option<Constraint>,
     top: Option<usize>,
 }
 
@@ -57,6 +59,7 @@ impl TokenSampler {
             bound: Bound::of(&decoding),
             bias: Vec::new(),
             breakers: Breakers::default(),
+            constraint: None,
             top: None,
         })
     }
@@ -70,6 +73,12 @@ impl TokenSampler {
     /// No repetition reaches across these, for [`Dry`](super::Dry).
     pub fn breakers(mut self, breakers: Breakers) -> Self {
         self.breakers = breakers;
+        self
+    }
+
+    /// Draws only what the constraint allows.
+    pub fn constraint(mut self, constraint: Option<Constraint>) -> Self {
+        self.constraint = constraint;
         self
     }
 
@@ -89,19 +98,38 @@ impl TokenSampler {
         &self.history[self.prompt..]
     }
 
+    /// Whether the text must have a form.
+    pub fn constrained(&self) -> bool {
+        self.constraint.is_some()
+    }
+
+    /// Whether a constraint is fulfilled and allows nothing more.
+    pub fn complete(&self) -> bool {
+        self.constraint.as_ref().is_some_and(Constraint::complete)
+    }
+
+    /// Whether the text may end here: always, without a constraint.
+    pub fn may_end(&mut self) -> bool {
+        self.constraint.as_mut().is_none_or(Constraint::may_end)
+    }
+
     /// The exact probability of every token that may come next; see [`distribution`](super::distribution).
     ///
     /// # Errors
-    /// As there, or a bias for a token that is not in the vocabulary.
-    pub fn distribution(&self, logits: &[f32]) -> Result<Vec<f32>, GenerateError> {
+    /// As there; a bias for a token that is not in the vocabulary, or a constraint that the
+    /// vocabulary cannot fulfil.
+    pub fn distribution(&mut self, logits: &[f32]) -> Result<Vec<f32>, GenerateError> {
         let mut changed = Vec::new();
         let mut logits = logits;
-        if !self.bias.is_empty() {
+        if !self.bias.is_empty() || self.constraint.is_some() {
             changed.extend_from_slice(logits);
             let vocab_size = changed.len();
             for &Bias { token, add } in &self.bias {
                 let logit = changed.get_mut(token as usize);
                 *logit.ok_or(GenerateError::UnknownToken { token, vocab_size })? += add;
+            }
+            if let Some(constraint) = &mut self.constraint {
+                constraint.mask(&mut changed)?;
             }
             logits = &changed;
         }
@@ -119,10 +147,22 @@ impl TokenSampler {
     /// # Errors
     /// As [`TokenSampler::distribution`].
     pub fn draw(&mut self, logits: &[f32], rng: &mut Rng) -> Result<Drawn, GenerateError> {
+        self.choose(logits, |probabilities| sample(probabilities, rng))
+    }
+
+    /// As [`TokenSampler::draw`], where `choose` draws from the probabilities.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose(
+        &mut self,
+        logits: &[f32],
+        choose: impl FnOnce(&[f32]) -> u32,
+    ) -> Result<Drawn, GenerateError> {
         let probabilities = self.distribution(logits)?;
-        let id = sample(&probabilities, rng);
+        let id = choose(&probabilities);
         let probability = probabilities[id as usize];
-        self.take(id, probability);
+        self.take(id, probability)?;
         Ok(Drawn {
             id,
             probability,
@@ -130,9 +170,22 @@ impl TokenSampler {
         })
     }
 
+    /// How probable the model held a token, with as many others as [`TokenSampler::log_probs`] asked
+    /// for.
+    pub fn score(&self, logits: &[f32], id: u32) -> TokenLogProb {
+        token_log_prob(logits, id, self.top.unwrap_or(0))
+    }
+
     /// Takes a token into the text that was drawn with this probability.
-    pub fn take(&mut self, id: u32, probability: f32) {
+    ///
+    /// # Errors
+    /// When a constraint does not allow the token.
+    pub fn take(&mut self, id: u32, probability: f32) -> Result<(), GenerateError> {
+        if let Some(constraint) = &mut self.constraint {
+            constraint.take(id)?;
+        }
         self.bound.follow(probability);
         self.history.push(id);
+        Ok(())
     }
 }

@@ -85,6 +85,16 @@ impl<D: Fn(&[u32]) -> Result<String, GenerateError>> Continuation<D> {
         self.write(id)
     }
 
+    /// Goes on by a token that was drawn elsewhere, by a sampler like this text's.
+    ///
+    /// # Errors
+    /// As [`TokenSampler::take`], and what `decode` reports.
+    pub fn follow(&mut self, drawn: Drawn) -> Result<Progress, GenerateError> {
+        self.sampler.take(drawn.id, drawn.probability)?;
+        self.log_probs.extend(drawn.log_prob);
+        self.write(drawn.id)
+    }
+
     /// Writes a token that the sampler has taken already, as when several are drawn at once.
     ///
     /// # Errors
@@ -95,9 +105,10 @@ impl<D: Fn(&[u32]) -> Result<String, GenerateError>> Continuation<D> {
             false => {
                 let (piece, stopped) = self.filter.push(&self.characters.push(id)?);
                 let full = self.sampler.drawn().len() >= self.max_tokens;
-                let stop = match (stopped, full) {
-                    (true, _) => Some(StopReason::StopString),
-                    (_, true) => Some(StopReason::MaxTokens),
+                let stop = match (stopped, self.sampler.complete(), full) {
+                    (true, _, _) => Some(StopReason::StopString),
+                    (_, true, _) => Some(StopReason::Complete),
+                    (_, _, true) => Some(StopReason::MaxTokens),
                     _ => None,
                 };
                 (piece, stop)
@@ -123,11 +134,17 @@ impl<D: Fn(&[u32]) -> Result<String, GenerateError>> Continuation<D> {
     }
 
     /// The text as far as it came.
-    pub fn finish(self) -> Generated {
+    pub fn finish(mut self) -> Generated {
+        let cut = matches!(
+            self.stop,
+            Some(StopReason::StopString | StopReason::Cancelled)
+        );
+        let in_form = self.sampler.may_end() && !(cut && self.sampler.constrained());
         Generated {
             ids: self.sampler.drawn().to_vec(),
             text: self.text,
             stop: self.stop.unwrap_or(StopReason::MaxTokens),
+            in_form,
             log_probs: self.log_probs,
         }
     }

@@ -48,7 +48,7 @@ impl Strategy {
     /// the end where it is chosen among others.
     ///
     /// # Errors
-    /// As [`complete_ids`]; a search without room in the context.
+    /// As [`complete_ids`]; a search with a form or without room in the context.
     pub fn complete<M: LanguageModel>(
         &self,
         model: &M,
@@ -83,6 +83,12 @@ impl Strategy {
         prompt: &[u32],
         options: &GenerateOptions,
     ) -> Result<Generated, GenerateError> {
+        if options.form.is_some() {
+            return Err(GenerateError::Form {
+                form: "search",
+                what: "beam and contrastive search keep to no form; draw the text instead".into(),
+            });
+        }
         let (context, max_tokens) = (model.longest(), options.max_tokens);
         let prompt = options.fit(prompt, context);
         let mut options = options.clone();
@@ -128,7 +134,7 @@ impl Strategy {
         let sampler = options.sampler(tokenizer, prompt)?;
         let mut text = Continuation::new(sampler, &options, decoder(tokenizer));
         for &id in &ids {
-            text.sampler().take(id, 1.0);
+            text.sampler().take(id, 1.0)?;
             if text.write(id)?.stop.is_some() {
                 break;
             }
@@ -142,7 +148,8 @@ impl Strategy {
     }
 }
 
-/// Of `count` texts the one whose tokens have the largest mean log-probability.
+/// Of `count` texts the one whose tokens have the largest mean log-probability; a text that a limit cut
+/// out of its form only where no other is there.
 ///
 /// # Errors
 /// No text asked for, or what `draw` reports.
@@ -150,15 +157,15 @@ pub fn best_of(
     count: usize,
     mut draw: impl FnMut() -> Result<Generated, GenerateError>,
 ) -> Result<Generated, GenerateError> {
-    let mut best: Option<(f64, Generated)> = None;
+    let mut best: Option<Generated> = None;
+    let worth = |text: &Generated| (text.in_form, mean_log_prob(text));
     for _ in 0..count {
         let next = draw()?;
-        let worth = mean_log_prob(&next);
-        if best.as_ref().is_none_or(|(most, _)| worth > *most) {
-            best = Some((worth, next));
+        if best.as_ref().is_none_or(|best| worth(&next) > worth(best)) {
+            best = Some(next);
         }
     }
-    best.map(|(_, text)| text).ok_or(GenerateError::Option {
+    best.ok_or(GenerateError::Option {
         option: "best_of",
         value: "0".to_owned(),
         allowed: "1 or more",

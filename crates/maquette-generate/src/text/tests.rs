@@ -479,6 +479,24 @@ fn a_long_prompt_is_refused_or_cut_to_its_end() {
 }
 
 #[test]
+fn a_form_completes_a_text() {
+    let (model, tokenizer) = byte_model(64);
+    let asked = |max_tokens| GenerateOptions {
+        form: Some(Form::Regex("[a-c]{10}".to_owned())),
+        ..options(max_tokens, &[])
+    };
+    let by = |max_tokens| {
+        let random = &mut rng(7, Stream::Sample, 0);
+        complete(&model, &tokenizer, "x", &asked(max_tokens), random, go_on).unwrap()
+    };
+    let whole = by(50);
+    assert!(whole.in_form && whole.text.len() == 10, "{whole:?}");
+    assert_ne!(whole.stop, StopReason::MaxTokens);
+    let cut = by(4);
+    assert_eq!((cut.in_form, cut.stop), (false, StopReason::MaxTokens));
+}
+
+#[test]
 fn a_bias_decides() {
     let (model, tokenizer) = byte_model(64);
     let asked = GenerateOptions {

@@ -14,7 +14,7 @@ use maquette_generate::likelihood::Scorer;
 use maquette_models::Gpt;
 use serde_json::Value;
 
-use crate::recipes::generate::language_model;
+use crate::recipes::opening::{Tokens, language_model};
 use crate::{Evaluation, TrainError};
 
 pub use tasks::{TaskData, TaskSource, Tasked, TasksJob, story_rows, tasks};
@@ -31,7 +31,12 @@ struct LanguageModel {
 
 impl LanguageModel {
     fn open(path: &Path, device: &Device) -> Result<Self, TrainError> {
-        let (model, (tokenizer, defaults)) = language_model(path, device)?;
+        let (model, tokens) = language_model(path, device)?;
+        let Tokens {
+            tokenizer,
+            defaults,
+            ..
+        } = tokens;
         let ends = defaults
             .eos_token_id
             .map_or(Vec::new(), |ids| ids.ids().to_vec());

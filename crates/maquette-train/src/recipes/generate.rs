@@ -6,24 +6,19 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 use maquette_data::Tokenizer;
 use maquette_generate::fill::{Filled, fill};
-use maquette_generate::gguf as tokens;
 use maquette_generate::image::Picture;
-use maquette_generate::sampling::TokenLogProb;
-use maquette_generate::text::{GenerateOptions, StopReason, Strategy, encode_prompt, score};
+use maquette_generate::text::{GenerateOptions, StopReason, Strategy};
 use maquette_models::nn::AttentionMaps;
-use maquette_models::{
-    BertHead, BertInput, CausalConvConfig, Gpt, GptConfig, LanguageConfig, LanguageModel,
-    RecurrentConfig, gguf, hf,
-};
-use maquette_rng::{Stream, rng};
+use maquette_models::{BertHead, BertInput, CausalConvConfig, GptConfig, RecurrentConfig, hf};
 
-use super::gpt::{self, LanguageRecipe};
+use super::gpt::LanguageRecipe;
 use super::latent::{self, LatentAsk};
+use super::opening::{Opening, is_gguf};
 use super::pictures::{self, Draw, ImageRequest, Stamp};
-use super::{Family, diffusion, mask_predict, of_run, points, seq2seq, vae};
+use super::{Family, diffusion, mask_predict, of_run, points, seq2seq, vae, writing};
 use crate::attention::{Attention, MAX_TOKENS};
 use crate::files::write_atomic;
-use crate::{Source, TrainError, hash};
+use crate::{TrainError, hash};
 
 /// What is asked of a model: the text part for a language model, the image part for the others.
 pub struct GenerateJob<'a> {
@@ -47,24 +42,43 @@ pub struct GenerateJob<'a> {
 
 /// The text part of a request.
 pub struct TextAsk {
-    /// The text to go on from; the recipe's when absent.
-    pub prompt: Option<String>,
+    /// What to go on from.
+    pub opening: Opening,
     /// How long, when to stop, how each token is drawn.
     pub options: GenerateOptions,
     /// Where to write a page that shows the attention on the first text.
     pub attention: Option<PathBuf>,
     /// How the text is made.
     pub strategy: Strategy,
+    /// Whether tokens are guessed ahead.
+    pub ahead: Ahead,
+}
+
+/// Guesses of the next tokens, which a transformer on the CPU reads in one step: faster where they are
+/// good, and the same distribution where they are not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ahead {
+    /// None.
+    Nothing,
+    /// So many, from what followed the last tokens where they stood before.
+    Lookup(usize),
+    /// So many, by this smaller model with the same vocabulary.
+    Draft(PathBuf, usize),
 }
 
 impl TextAsk {
-    /// Searches and log-probabilities are a decoder's.
-    fn without_search(&self) -> Result<(), TrainError> {
-        match self.strategy == Strategy::Draw && self.options.log_probs.is_none() {
+    /// Searches, log-probabilities, forms and messages are a decoder's.
+    fn only_a_prompt(&self) -> Result<(), TrainError> {
+        let plain = self.strategy == Strategy::Draw
+            && self.options.log_probs.is_none()
+            && self.options.form.is_none()
+            && self.ahead == Ahead::Nothing
+            && matches!(self.opening, Opening::Prompt(_));
+        match plain {
             true => Ok(()),
             false => Err(TrainError::other(
-                "--best-of, --beams, --penalty-alpha and --logprobs are for models that continue a text, \
-                 and this one does not",
+                "--best-of, --beams, --penalty-alpha, --logprobs, --draft, --lookup, forms and --chat are for \
+                 models that continue a text, and this one does not",
             )),
         }
     }
@@ -92,6 +106,8 @@ pub enum Made {
         ids: Vec<u32>,
         /// Why it ended.
         stop: StopReason,
+        /// Whether it has the form that was asked for; `true` where none was.
+        in_form: bool,
         /// Log-probabilities of its tokens, and of the prompt's from the second on, if asked for.
         log_probs: [Vec<SpeltLogProb>; 2],
     },
@@ -114,24 +130,25 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     let folder =
         !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file();
     if folder && hf::model_type(&job.model).map_err(TrainError::other)? == "bert" {
-        job.text.without_search()?;
+        job.text.only_a_prompt()?;
         return gaps(job);
     }
     if folder || is_gguf(&job.model) {
-        (job.say)("loading the model");
-        let (model, tokens) = language_model(&job.model, &job.device)?;
-        return text(&model, tokens, job, String::new());
+        return writing::transformer(job, String::new());
     }
     let source = of_run(&job.model)?;
     let family = Family::of(&source)?;
     let writes = matches!(family, Family::Gpt | Family::Recurrent | Family::CausalConv);
     if !writes {
-        job.text.without_search()?;
+        job.text.only_a_prompt()?;
     }
     match family {
-        Family::Gpt => of_recipe::<GptConfig>(&source, job),
-        Family::Recurrent => of_recipe::<RecurrentConfig>(&source, job),
-        Family::CausalConv => of_recipe::<CausalConvConfig>(&source, job),
+        Family::Gpt => writing::transformer(
+            job,
+            LanguageRecipe::<GptConfig>::parse(&source)?.sample.prompt,
+        ),
+        Family::Recurrent => writing::of_run::<RecurrentConfig>(&source, job),
+        Family::CausalConv => writing::of_run::<CausalConvConfig>(&source, job),
         Family::InContext => Err(TrainError::other(
             "an in-context learner writes no text; `maquette evaluate` measures it",
         )),
@@ -149,136 +166,6 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     }
 }
 
-fn is_gguf(path: &Path) -> bool {
-    path.is_file()
-        && path
-            .extension()
-            .is_some_and(|extension| extension == "gguf")
-}
-
-/// A tokenizer, and how its model draws tokens and ends a text.
-type Tokens = (Tokenizer, hf::GenerationConfig);
-
-/// What a model's folder says about tokens.
-fn tokens_of<M: LanguageModel>(dir: &Path, model: &M) -> Result<Tokens, TrainError> {
-    let tokenizer = Tokenizer::load(dir).map_err(TrainError::other)?;
-    let tokenizer = fitting(dir, model, tokenizer)?;
-    let defaults = hf::load_generation_config(dir).map_err(TrainError::other)?;
-    Ok((tokenizer, defaults))
-}
-
-/// A transformer with its tokens, from a folder or a GGUF file.
-pub(crate) fn language_model(path: &Path, device: &Device) -> Result<(Gpt, Tokens), TrainError> {
-    if !is_gguf(path) {
-        let (_, model) = hf::load(path, device).map_err(TrainError::other)?;
-        let tokens = tokens_of(path, &model)?;
-        return Ok((model, tokens));
-    }
-    let file = gguf::File::open(path).map_err(TrainError::other)?;
-    let (_, model) = gguf::load(&file, device).map_err(TrainError::other)?;
-    let tokenizer = tokens::tokenizer(&file).map_err(TrainError::other)?;
-    let tokenizer = tokenizer.ok_or_else(|| {
-        TrainError::other(format!(
-            "{} holds no tokenizer; convert the model again with --tokenizer",
-            path.display()
-        ))
-    })?;
-    let tokenizer = fitting(path, &model, tokenizer)?;
-    Ok((model, (tokenizer, tokens::generation_config(&file))))
-}
-
-/// A tokenizer that has no more tokens than the model has rows.
-fn fitting<M: LanguageModel>(
-    path: &Path,
-    model: &M,
-    tokenizer: Tokenizer,
-) -> Result<Tokenizer, TrainError> {
-    let (known, rows) = (tokenizer.vocab_size(), model.vocab_size());
-    match known > rows {
-        true => Err(TrainError::other(format!(
-            "{}: the tokenizer has {known} tokens, the model's embedding only {rows}; they do not \
-             belong together",
-            path.display()
-        ))),
-        false => Ok(tokenizer),
-    }
-}
-
-/// What stands for the ids.
-fn spell(tokenizer: &Tokenizer, log_probs: Vec<TokenLogProb>) -> Vec<SpeltLogProb> {
-    let spelt = |id: u32| (id, tokenizer.decode(&[id]).unwrap_or_default());
-    let one = |one: TokenLogProb| SpeltLogProb {
-        token: spelt(one.id),
-        log_prob: one.log_prob,
-        top: one.top.into_iter().map(|(id, p)| (spelt(id), p)).collect(),
-    };
-    log_probs.into_iter().map(one).collect()
-}
-
-/// The text of a run of a language model.
-fn of_recipe<C: LanguageConfig>(
-    source: &Source,
-    job: GenerateJob<'_>,
-) -> Result<Vec<Made>, TrainError> {
-    (job.say)("loading the model");
-    let prompt = LanguageRecipe::<C>::parse(source)?.sample.prompt;
-    let (_, model) = C::load(&job.model, &job.device).map_err(TrainError::other)?;
-    let tokens = tokens_of(&job.model, &model)?;
-    text(&model, tokens, job, prompt)
-}
-
-fn text<M: LanguageModel>(
-    model: &M,
-    (tokenizer, defaults): Tokens,
-    job: GenerateJob<'_>,
-    default_prompt: String,
-) -> Result<Vec<Made>, TrainError> {
-    let mut options = job.text.options;
-    if let Some(end) = &defaults.eos_token_id {
-        options.end_tokens.extend(end.ids());
-    }
-    let prompt = job.text.prompt.unwrap_or(default_prompt);
-    let start = gpt::opening(&tokenizer, &prompt);
-    let start = encode_prompt(&tokenizer, &start).map_err(TrainError::other)?;
-    let start = options.fit(&start, model.longest());
-    let of_prompt = |top| score(model, start, top).map_err(TrainError::other);
-    let mut made = Vec::with_capacity(job.images.count);
-    for i in 0..job.images.count {
-        let seed = job.images.seed.wrapping_add(i as u64);
-        let _ = (job.on_text)(&prompt);
-        let random = &mut rng(seed, Stream::Sample, 0);
-        let strategy = job.text.strategy;
-        let written = strategy
-            .complete(
-                model,
-                &tokenizer,
-                start,
-                &options,
-                random,
-                &mut *job.on_text,
-            )
-            .map_err(TrainError::other)?;
-        let _ = (job.on_text)("\n");
-        if let (0, Some(page)) = (i, &job.text.attention) {
-            let all = [start, &written.ids].concat();
-            let seen = &all[..all.len().min(model.longest())];
-            look(page, &job.model, seen, &tokenizer, |ids| {
-                model.attention_maps(Tensor::from_data(ids, &job.device))
-            })?;
-        }
-        let prompt_log_probs = options.log_probs.map(of_prompt).transpose()?;
-        made.push(Made::Text {
-            prompt: prompt.clone(),
-            text: written.text,
-            ids: written.ids,
-            stop: written.stop,
-            log_probs: [written.log_probs, prompt_log_probs.unwrap_or_default()]
-                .map(|log_probs| spell(&tokenizer, log_probs)),
-        });
-    }
-    Ok(made)
-}
-
 /// How many tokens are shown for a gap, unless `--top-k` says otherwise.
 const CANDIDATES: usize = 5;
 
@@ -293,7 +180,7 @@ fn gaps(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         )));
     }
     let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
-    let prompt = job.text.prompt.unwrap_or_default();
+    let prompt = job.text.opening.prompt().unwrap_or_default();
     let top_k = job.text.options.decoding.top_k.unwrap_or(CANDIDATES);
     let filled = fill(&model, &tokenizer, &prompt, top_k).map_err(TrainError::other)?;
     if let Some(page) = &job.text.attention {
@@ -308,7 +195,7 @@ fn gaps(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
 }
 
 /// Writes the page of a model's attention on `ids`.
-fn look(
+pub(super) fn look(
     page: &Path,
     model: &Path,
     ids: &[u32],

@@ -231,7 +231,8 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
     (job.say)("loading the model");
     let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
     let model = weights::load(recipe.init(&tokenizer, &job.device)?, &job.model)?;
-    let prompt = job.text.prompt.filter(|prompt| !prompt.is_empty());
+    let prompt = job.text.opening.prompt();
+    let prompt = prompt.filter(|prompt| !prompt.is_empty());
     let prompt = prompt
         .ok_or_else(|| TrainError::other("answer what? give the text to read with --prompt"))?;
     let source = tokenizer.encode(&prompt).map_err(TrainError::other)?;
@@ -253,6 +254,7 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
         text,
         ids,
         stop: StopReason::EndToken,
+        in_form: true,
         log_probs: Default::default(),
     }])
 }

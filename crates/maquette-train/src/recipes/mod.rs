@@ -14,6 +14,7 @@ pub mod in_context;
 pub mod judge;
 pub mod latent;
 pub mod mask_predict;
+pub mod opening;
 pub mod pictures;
 pub mod points;
 pub mod sections;
@@ -21,6 +22,7 @@ pub mod seq2seq;
 pub mod text;
 pub mod vae;
 mod weights;
+mod writing;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -556,9 +556,8 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
     (job.say)("loading the model");
     let model = load(&recipe, &job.model, &job.device)?;
     let tokenizer = Tokenizer::load(&job.model).map_err(TrainError::other)?;
-    let prompt = job
-        .text
-        .prompt
+    let prompt = job.text.opening.prompt();
+    let prompt = prompt
         .filter(|prompt| !prompt.is_empty())
         .ok_or_else(|| TrainError::other("answer what? give the text to read with --prompt"))?;
     let source = tokenizer.encode(&prompt).map_err(TrainError::other)?;
@@ -584,6 +583,7 @@ pub(super) fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made
         text,
         ids,
         stop: StopReason::EndToken,
+        in_form: true,
         log_probs: Default::default(),
     }])
 }

@@ -9,14 +9,15 @@ use maquette::train::recipes::latent::Code;
 /// `maquette generate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate model.gguf --prompt \"It was\" --dry-multiplier 0.8 --logprobs 5 --json\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate runs/vae-mnist-20260101-120000 --interpolate 3 7 --out walk\n  maquette generate runs/vae-mnist-20260101-120000 --latent \"bold/ - thin/ + me.png\"\n  maquette generate --replay letters/0003.png --out again"
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --chat --system \"Be brief.\" --prompt \"Why is the sky blue?\"\n  maquette generate hf://org/name --prompt \"A person:\" --json-schema person.json\n  maquette generate model.gguf --prompt \"Yes or no?\" --choices yes,no --logprobs 5 --json\n  maquette generate model.gguf --prompt \"It was\" --draft small.gguf\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate runs/vae-mnist-20260101-120000 --interpolate 3 7 --out walk\n  maquette generate runs/vae-mnist-20260101-120000 --latent \"bold/ - thin/ + me.png\"\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
     /// A run folder, a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT
-    /// model, or a GGUF file.
+    /// model, a GGUF file, or hf://org/name.
     #[arg(required_unless_present = "replay")]
     pub(crate) model: Option<PathBuf>,
-    /// The text to go on from, or to fill (BERT, with [MASK]); `-` reads stdin.
+    /// The text to go on from, to fill (BERT, with [MASK]), or with --chat what the user says; `-`
+    /// reads stdin.
     #[arg(long, value_name = "TEXT")]
     pub(crate) prompt: Option<String>,
     /// How many outputs.
@@ -40,6 +41,12 @@ pub(crate) struct GenerateArgs {
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
     pub(crate) search: SearchArgs,
+    #[command(flatten)]
+    pub(crate) ahead: AheadArgs,
+    #[command(flatten)]
+    pub(crate) form: FormArgs,
+    #[command(flatten)]
+    pub(crate) chat: ChatArgs,
     #[command(flatten)]
     pub(crate) images: ImageArgs,
     #[command(flatten)]
@@ -209,6 +216,22 @@ pub(crate) struct SearchArgs {
     pub(crate) penalty_alpha: Option<f64>,
 }
 
+/// Guesses of the next tokens, read in one step: faster where they are good, and the same distribution.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text: guessing ahead")]
+pub(crate) struct AheadArgs {
+    /// Guess with this smaller model of the same vocabulary: a run folder, a Hugging Face folder, a GGUF
+    /// file or hf://org/name.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["lookup", "beams", "penalty_alpha", "attention"])]
+    pub(crate) draft: Option<PathBuf>,
+    /// Guess what followed the last tokens where they stood before: for texts that repeat their prompt.
+    #[arg(long, conflicts_with_all = ["beams", "penalty_alpha", "attention"])]
+    pub(crate) lookup: bool,
+    /// How many tokens are guessed at once.
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub(crate) guesses: usize,
+}
+
 /// When beam search ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum EarlyStopping {
@@ -218,6 +241,53 @@ pub(crate) enum EarlyStopping {
     AtOnce,
     /// When no open text could win at any length.
     Never,
+}
+
+/// The form that text must have.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+#[command(next_help_heading = "Text: in a form")]
+pub(crate) struct FormArgs {
+    /// Write JSON that this schema describes: a file, or the schema itself.
+    #[arg(long, value_name = "FILE|JSON")]
+    pub(crate) json_schema: Option<String>,
+    /// Write text that this regular expression matches as a whole.
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) regex: Option<String>,
+    /// Write text of this grammar, in llguidance's dialect of Lark; its rule `start` is the text.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) grammar: Option<PathBuf>,
+    /// Write one of these, separated by commas.
+    #[arg(long, value_name = "A,B", value_delimiter = ',')]
+    pub(crate) choices: Vec<String>,
+}
+
+/// Messages instead of a prompt.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Text: chat")]
+pub(crate) struct ChatArgs {
+    /// Write the prompt as a user's message, with the model's chat template.
+    #[arg(long)]
+    pub(crate) chat: bool,
+    /// The messages so far: a JSON list of {"role", "content"}, or {"messages": [...], "tools": [...]}.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) messages: Option<PathBuf>,
+    /// What the system message says.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// A Jinja file in place of the model's own template.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+}
+
+impl ChatArgs {
+    /// Whether the model is spoken to in messages.
+    pub(crate) fn asked(&self) -> bool {
+        self.chat
+            || self.messages.is_some()
+            || self.system.is_some()
+            || self.chat_template.is_some()
+    }
 }
 
 /// What images show and how they are drawn.

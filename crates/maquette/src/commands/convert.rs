@@ -5,11 +5,14 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::Device;
 use maquette::data::Tokenizer;
+use maquette::data::hub::Want;
 use maquette::generate::gguf as tokens;
+use maquette::generate::template::ChatTemplate;
 use maquette::models::gguf::{self, Metadata, Mix};
 use maquette::models::{Gpt, GptConfig, hf, llama2c};
 use serde_json::json;
 
+use super::hub;
 use super::progress::Status;
 use crate::args::ConvertArgs;
 use crate::errors::{Usage, failed};
@@ -21,6 +24,7 @@ struct Source {
     model: Gpt,
     tokenizer: Option<Tokenizer>,
     generation: hf::GenerationConfig,
+    template: Option<ChatTemplate>,
 }
 
 /// Read, check, write.
@@ -35,8 +39,12 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> miette::Result<()> {
         .into());
     }
     let status = Status::new(output.quiet);
+    let input = hub::local(&args.input, Want::Model, output)?;
+    let given = args.tokenizer.as_deref();
+    let given = given.map(|path| hub::local(path, Want::Tokenizer, output));
+    let given = given.transpose()?;
     status.say("loading the model");
-    let source = read(args);
+    let source = read(&input, given.as_deref());
     status.clear();
     let source = source?;
     let known = source.tokenizer.as_ref().map(Tokenizer::vocab_size);
@@ -76,13 +84,14 @@ pub(crate) fn run(args: &ConvertArgs, output: Output) -> miette::Result<()> {
     Ok(())
 }
 
-fn read(args: &ConvertArgs) -> miette::Result<Source> {
-    let input = &args.input;
+fn read(input: &Path, given: Option<&Path>) -> miette::Result<Source> {
     let device = Device::flex();
+    let mut template = None;
     let (config, model, own, generation) = if input.is_dir() {
+        template = ChatTemplate::load(input).map_err(failed)?;
         let (config, model) = hf::load(input, &device).map_err(failed)?;
         let generation = hf::load_generation_config(input).map_err(failed)?;
-        let own = match args.tokenizer {
+        let own = match given {
             None => Some(Tokenizer::load(input).map_err(failed)?),
             Some(_) => None,
         };
@@ -90,7 +99,8 @@ fn read(args: &ConvertArgs) -> miette::Result<Source> {
     } else if input.is_file() && has_extension(input, "gguf") {
         let file = gguf::File::open(input).map_err(failed)?;
         let (config, model) = gguf::load(&file, &device).map_err(failed)?;
-        let own = match args.tokenizer {
+        template = ChatTemplate::of_gguf(&file).map_err(failed)?;
+        let own = match given {
             None => tokens::tokenizer(&file).map_err(failed)?,
             Some(_) => None,
         };
@@ -114,7 +124,7 @@ fn read(args: &ConvertArgs) -> miette::Result<Source> {
         )
         .into());
     };
-    let given = match &args.tokenizer {
+    let given = match given {
         Some(path) if has_extension(path, "bin") => Some(Tokenizer::load_llama2c(path)),
         Some(path) => Some(Tokenizer::load(path)),
         None => None,
@@ -124,6 +134,7 @@ fn read(args: &ConvertArgs) -> miette::Result<Source> {
         model,
         tokenizer: given.transpose().map_err(failed)?.or(own),
         generation,
+        template,
     })
 }
 
@@ -133,6 +144,9 @@ fn write_folder(out: &Path, source: &Source) -> miette::Result<bool> {
     hf::save_generation_config(out, &source.generation).map_err(failed)?;
     if let Some(tokenizer) = &source.tokenizer {
         tokenizer.save(out).map_err(failed)?;
+    }
+    if let Some(template) = &source.template {
+        template.save(out).map_err(failed)?;
     }
     Ok(source.tokenizer.is_some())
 }
@@ -150,6 +164,10 @@ fn write_file(args: &ConvertArgs, source: &Source) -> miette::Result<bool> {
     let mut metadata = metadata.unwrap_or_else(Metadata::new);
     if with_tokenizer {
         tokens::add_generation_config(&mut metadata, &source.generation);
+    }
+    if let Some(template) = &source.template {
+        let text = gguf::Value::String(template.source().into());
+        metadata.insert("tokenizer.chat_template".into(), text);
     }
     if let Some(name) = args.output.file_stem().and_then(|name| name.to_str()) {
         metadata.insert("general.name".into(), gguf::Value::String(name.into()));

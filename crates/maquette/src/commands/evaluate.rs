@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use maquette::data::hub::Want;
 use maquette::eval::rolling::Rolling;
 use maquette::eval::tasks::Asking;
 use maquette::train::Evaluation;
@@ -9,8 +10,8 @@ use maquette::train::language::{self, TaskData, TaskSource, Tasked, TasksJob, Te
 use maquette::train::recipes::{self, EvaluateJob};
 use serde_json::{Map, Value, json};
 
-use super::device;
 use super::progress::Status;
+use super::{device, hub};
 use crate::args::{EvaluateArgs, Windows};
 use crate::errors::{Usage, failed, report};
 use crate::output::Output;
@@ -30,7 +31,11 @@ pub(super) const TASKS: [(&str, &str, &str); 2] = [
 ];
 
 /// Print the metrics, each with the signature that says how it was measured.
-pub(crate) fn run(args: EvaluateArgs, output: Output) -> miette::Result<()> {
+pub(crate) fn run(mut args: EvaluateArgs, output: Output) -> miette::Result<()> {
+    args.model = hub::local(&args.model, Want::Model, output)?;
+    if let Some(data) = &mut args.data {
+        *data = hub::local(data, Want::Data, output)?;
+    }
     if !args.tasks.is_empty() {
         return tasks(args, output);
     }

@@ -1,24 +1,29 @@
 //! `maquette generate`: text or images from a trained model, or an image made again.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use maquette::data::hub::Want;
 use maquette::generate::animation::Animation;
+use maquette::generate::constraint::Form;
 use maquette::generate::diffusion::Sampler;
 use maquette::generate::fill::Candidate;
 use maquette::generate::latent::{Interpolation, Projection};
 use maquette::generate::sampling::{Decoding, Dry, Mirostat, Xtc};
 use maquette::generate::search;
+use maquette::generate::template::Chat;
 use maquette::generate::text::{GenerateOptions, Strategy};
-use maquette::train::recipes::generate::{self, GenerateJob, Made, SpeltLogProb, TextAsk};
+use maquette::train::recipes::generate::{self, Ahead, GenerateJob, Made, SpeltLogProb, TextAsk};
 use maquette::train::recipes::latent::{LatentAsk, Walk};
+use maquette::train::recipes::opening::Opening;
 use maquette::train::recipes::pictures::ImageRequest;
 use serde_json::{Value, json};
 
-use super::device;
 use super::progress::Status;
+use super::{device, hub};
 use crate::args::{
-    EarlyStopping, GenerateArgs, ImageArgs, LatentArgs, Moving, SamplingArgs, SearchArgs, Way,
+    AheadArgs, ChatArgs, EarlyStopping, FormArgs, GenerateArgs, ImageArgs, LatentArgs, Moving,
+    SamplingArgs, SearchArgs, Way,
 };
 use crate::errors::{Usage, failed, report};
 use crate::output::Output;
@@ -33,18 +38,20 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
         output.object(&json!({ "outputs": [{ "path": path }] }));
         return Ok(());
     }
-    let Some(model) = args.model.clone() else {
+    let Some(model) = &args.model else {
         return Err(Usage::new(
             "generate with what?",
             "name a run folder, or --replay IMAGE",
         )
         .into());
     };
+    let model = hub::local(model, Want::Model, output)?;
     let text = TextAsk {
-        prompt: prompt(args.prompt.clone())?,
-        options: options(&args),
+        opening: opening(&args)?,
+        options: options(&args)?,
         attention: args.text.attention.clone(),
         strategy: strategy(&args),
+        ahead: ahead(&args.ahead, output)?,
     };
     let asked = (text.options.clone(), text.strategy);
     let images = images(&args.images, args.count, args.seed)?;
@@ -134,6 +141,7 @@ fn text_object(made: &Made, options: &GenerateOptions) -> Value {
         text,
         ids,
         stop,
+        in_form,
         log_probs: [of_text, of_prompt],
         ..
     } = made
@@ -141,6 +149,15 @@ fn text_object(made: &Made, options: &GenerateOptions) -> Value {
         return Value::Null;
     };
     let mut object = json!({ "text": text, "ids": ids, "stop": stop });
+    if options.form.is_some() {
+        object["in_form"] = json!(in_form);
+        if !in_form {
+            eprintln!(
+                "the text was cut before it had its form; give it more room with --max-tokens (it had {})",
+                options.max_tokens
+            );
+        }
+    }
     if options.log_probs.is_some() {
         object["logprobs"] = of_text.iter().map(log_prob_object).collect();
         object["prompt_logprobs"] = of_prompt.iter().map(log_prob_object).collect();
@@ -160,13 +177,54 @@ fn log_prob_object(one: &SpeltLogProb) -> Value {
     all
 }
 
-fn prompt(text: Option<String>) -> miette::Result<Option<String>> {
-    match text.as_deref() {
-        Some("-") => Ok(Some(
-            std::io::read_to_string(std::io::stdin()).map_err(failed)?,
-        )),
-        _ => Ok(text),
+fn opening(args: &GenerateArgs) -> miette::Result<Opening> {
+    let prompt = match args.prompt.as_deref() {
+        Some("-") => Some(std::io::read_to_string(std::io::stdin()).map_err(failed)?),
+        _ => args.prompt.clone(),
+    };
+    let ChatArgs {
+        messages,
+        system,
+        chat_template,
+        ..
+    } = &args.chat;
+    if !args.chat.asked() {
+        return Ok(Opening::Prompt(prompt));
     }
+    let mut chat = match messages {
+        Some(path) => Chat::from_json(&read(path)?).map_err(failed)?,
+        None => Chat::new(Vec::new()),
+    };
+    if let Some(system) = system {
+        chat = chat.with_system(system);
+    }
+    if let Some(prompt) = prompt {
+        chat = chat.with_user(&prompt);
+    }
+    if chat.messages.is_empty() {
+        let help = "say it with --prompt, or give the messages with --messages FILE";
+        return Err(Usage::new("--chat without a message", help).into());
+    }
+    let template = chat_template.as_deref().map(read).transpose()?;
+    Ok(Opening::Chat(chat, template))
+}
+
+/// A file that was named on the command line.
+fn read(path: &Path) -> miette::Result<String> {
+    std::fs::read_to_string(path).map_err(|error| {
+        failed(std::io::Error::other(format!(
+            "cannot read {}: {error}",
+            path.display()
+        )))
+    })
+}
+
+fn ahead(args: &AheadArgs, output: Output) -> miette::Result<Ahead> {
+    Ok(match &args.draft {
+        Some(draft) => Ahead::Draft(hub::local(draft, Want::Model, output)?, args.guesses),
+        None if args.lookup => Ahead::Lookup(args.guesses),
+        None => Ahead::Nothing,
+    })
 }
 
 fn strategy(args: &GenerateArgs) -> Strategy {
@@ -199,10 +257,30 @@ fn strategy(args: &GenerateArgs) -> Strategy {
     }
 }
 
-fn options(args: &GenerateArgs) -> GenerateOptions {
+fn form(args: &FormArgs) -> miette::Result<Option<Form>> {
+    if let Some(schema) = &args.json_schema {
+        let (name, text) = match schema.trim_start().starts_with('{') {
+            true => ("--json-schema", schema.clone()),
+            false => (schema.as_str(), read(Path::new(schema))?),
+        };
+        let schema = serde_json::from_str(&text).map_err(|error| {
+            failed(std::io::Error::other(format!(
+                "{name}: not a JSON schema: {error}"
+            )))
+        })?;
+        return Ok(Some(Form::JsonSchema(schema)));
+    }
+    if let Some(path) = &args.grammar {
+        return Ok(Some(Form::Grammar(read(path)?)));
+    }
+    let choices = (!args.choices.is_empty()).then(|| Form::Choices(args.choices.clone()));
+    Ok(args.regex.clone().map(Form::Regex).or(choices))
+}
+
+fn options(args: &GenerateArgs) -> miette::Result<GenerateOptions> {
     let defaults = GenerateOptions::default();
     let breakers = &args.sampling.dry_sequence_breaker;
-    GenerateOptions {
+    Ok(GenerateOptions {
         max_tokens: args.text.max_tokens,
         stop: args.text.stop.clone(),
         decoding: decoding(&args.sampling),
@@ -211,10 +289,11 @@ fn options(args: &GenerateArgs) -> GenerateOptions {
             true => defaults.dry_breakers,
             false => breakers.clone(),
         },
+        form: form(&args.form)?,
         log_probs: args.text.logprobs,
         truncate: args.text.truncate,
         ..GenerateOptions::default()
-    }
+    })
 }
 
 fn decoding(args: &SamplingArgs) -> Decoding {

@@ -8,6 +8,7 @@ pub(crate) mod device;
 pub(crate) mod doctor;
 pub(crate) mod evaluate;
 pub(crate) mod generate;
+pub(crate) mod hub;
 pub(crate) mod lab;
 pub(crate) mod list;
 pub(crate) mod metric;

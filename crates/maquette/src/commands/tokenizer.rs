@@ -1,11 +1,13 @@
 //! `maquette tokenizer`: train, encode, decode, inspect.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use maquette::data::hub::Want;
 use maquette::data::{Tokenizer, text, tokenizer};
 use serde_json::json;
 
+use super::hub;
 use super::progress::Status;
 use crate::args::{TokenizerCommand, TokenizerKind};
 use crate::errors::{Usage, failed};
@@ -30,7 +32,7 @@ pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<(
             train(&config, &files, out, output)
         }
         TokenizerCommand::Encode { tokenizer, text } => {
-            let tokenizer = Tokenizer::load(tokenizer).map_err(failed)?;
+            let tokenizer = load(&tokenizer, output)?;
             let text = text.map_or_else(stdin, Ok)?;
             let pieces = tokenizer.pieces(&text).map_err(failed)?;
             let ids: Vec<_> = pieces.iter().map(|piece| piece.id.to_string()).collect();
@@ -39,7 +41,7 @@ pub(crate) fn run(command: TokenizerCommand, output: Output) -> miette::Result<(
             Ok(())
         }
         TokenizerCommand::Decode { tokenizer, ids } => {
-            let tokenizer = Tokenizer::load(tokenizer).map_err(failed)?;
+            let tokenizer = load(&tokenizer, output)?;
             let ids = if ids.is_empty() {
                 parse_ids(&stdin()?)?
             } else {
@@ -79,8 +81,13 @@ fn train(
     Ok(())
 }
 
+fn load(path: &Path, output: Output) -> miette::Result<Tokenizer> {
+    let path = hub::local(path, Want::Tokenizer, output)?;
+    Tokenizer::load(path).map_err(failed)
+}
+
 fn inspect(path: PathBuf, sample: Option<PathBuf>, output: Output) -> miette::Result<()> {
-    let tokenizer = Tokenizer::load(path).map_err(failed)?;
+    let tokenizer = load(&path, output)?;
     let sample = sample.map(text::read).transpose().map_err(failed)?;
     let found = tokenizer.inspect(sample.as_deref()).map_err(failed)?;
     output.line(format_args!(

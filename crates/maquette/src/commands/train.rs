@@ -2,12 +2,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use maquette::data::hub::Want;
 use maquette::train::recipes::{self, Estimate, Job, Outcome};
 use maquette::train::{Place, RunResult, Source, run};
 use serde_json::json;
 
 use super::progress::{TrainingLine, clock, listed, thousands};
-use super::{device, recipes as recipe_files};
+use super::{device, hub, recipes as recipe_files};
 use crate::args::TrainArgs;
 use crate::errors::{Usage, failed, report};
 use crate::output::Output;
@@ -49,6 +50,8 @@ pub(crate) fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
             .into());
         }
     };
+    let data = args.data.map(|path| hub::local(&path, Want::Data, output));
+    let data = data.transpose()?;
     let handler = ctrlc::set_handler(|| {
         if STOP.swap(true, Ordering::Relaxed) {
             std::process::exit(1);
@@ -61,7 +64,7 @@ pub(crate) fn run(args: TrainArgs, output: Output) -> miette::Result<()> {
     let outcome = recipes::train(Job {
         source,
         place,
-        data: args.data,
+        data,
         device,
         device_name: args.device,
         dry_run: args.dry_run,

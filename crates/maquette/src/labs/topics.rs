@@ -44,6 +44,8 @@ mod normalisation;
 mod optimisers;
 #[path = "../../../../handbook/21-overfitting/lab.rs"]
 mod overfitting;
+#[path = "../../../../handbook/36-pretrained-models/lab.rs"]
+mod pretrained_models;
 #[path = "../../../../handbook/11-sampling/lab.rs"]
 mod sampling;
 #[path = "../../../../handbook/22-softmax/lab.rs"]
@@ -134,7 +136,7 @@ pub static TOPICS: [Topic; 60] = [
         "Attention in text generation",
     )
     .lab(attention_in_generation::run),
-    topic(36, "pretrained-models", "Using a pre-trained model"),
+    topic(36, "pretrained-models", "Using a pre-trained model").lab(pretrained_models::run),
     topic(37, "vanishing-gradients", "Vanishing gradients").lab(vanishing_gradients::run),
     topic(38, "long-range", "Long-range dependence").lab(long_range::run),
     topic(39, "anomaly-detection", "Anomaly detection"),

@@ -1,5 +1,5 @@
 //! What the labs that train have in common: the library's loop in a folder that is thrown away,
-//! and glyphs as tensors.
+//! glyphs as tensors, small language models.
 
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -9,8 +9,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::{Doing, LabContext, LabError};
 use crate::data::glyphs::{GlyphConfig, glyphs};
-use crate::data::{Augment, ImageSet, Normalization, Order, Split};
-use crate::models::{Vae, VaeConfig};
+use crate::data::tokenizer::{TokenizerConfig, TokenizerKind};
+use crate::data::{Augment, ImageSet, Normalization, Order, Split, TokenSet, Tokenizer, Windows};
+use crate::models::{Gpt, GptConfig, Vae, VaeConfig};
 use crate::rng::{Stream, normal, rng};
 use crate::train::recipes::{self, Job};
 use crate::train::run::Place;
@@ -328,4 +329,104 @@ pub(crate) fn autoencoder(
         },
     );
     Ok(training.run(model, task, &device)?)
+}
+
+/// A language model to be trained on a text, whose last tenth is held out.
+pub(crate) struct TextTraining<'a> {
+    pub(crate) corpus: &'a str,
+    pub(crate) tokenizer: Tokenizer,
+    /// `vocab_size` is the tokenizer's.
+    pub(crate) config: GptConfig,
+    pub(crate) steps: u64,
+    pub(crate) batch: usize,
+    /// Learning rates at the beginning and the end of a cosine.
+    pub(crate) rates: (f64, f64),
+}
+
+/// A trained language model.
+pub(crate) struct TextModel {
+    pub(crate) config: GptConfig,
+    pub(crate) model: Gpt,
+    pub(crate) tokenizer: Tokenizer,
+    held_out: TokenSet,
+}
+
+impl TextTraining<'_> {
+    /// Trains it by AdamW.
+    pub(crate) fn run(self, lab: &LabContext<'_>) -> Result<TextModel, LabError> {
+        lab.say("training a small GPT");
+        let tokens = TokenSet::encode(self.corpus, &self.tokenizer).doing("encoding the text")?;
+        let (train, held_out) = tokens.split(0.1).doing("splitting the text")?;
+        let device = lab.device.clone().autodiff();
+        let config = GptConfig {
+            vocab_size: self.tokenizer.vocab_size(),
+            ..self.config
+        };
+        let model = config.init(&device, &mut rng(lab.seed, Stream::Init, 0));
+        let adamw = OptimizerSpec {
+            betas: Some([0.9, 0.99]),
+            weight_decay: 0.1,
+            ..OptimizerSpec::adamw(self.rates.0)
+        };
+        let mut training = Training::new(adamw, self.steps, self.batch, lab.seed);
+        training.schedule = ScheduleSpec {
+            kind: ScheduleKind::Cosine,
+            warmup: 100.min(self.steps / 10),
+            final_lr: self.rates.1,
+            ..ScheduleSpec::default()
+        };
+        training.train.clip_norm = Some(1.0);
+        let (batch, seq_len) = (self.batch, config.seq_len);
+        let task = Task::new(
+            |step| Ok(Batch::from(train.windows(batch, seq_len, lab.seed, step)?)),
+            |model: &Gpt, w: Windows, _| {
+                let inputs = token_rows(&w.inputs, w.batch, &device);
+                let targets = token_rows(&w.targets, w.batch, &device);
+                model.loss(inputs, targets).into()
+            },
+        );
+        Ok(TextModel {
+            model: training.run(model, task, &device)?.model,
+            config,
+            tokenizer: self.tokenizer,
+            held_out,
+        })
+    }
+}
+
+impl TextModel {
+    /// The loss on text that was held out, in nats per token.
+    pub(crate) fn held_out_loss(&self, lab: &LabContext<'_>) -> Result<f64, LabError> {
+        let (mut sum, mut rows) = (0.0, 0.0);
+        let windows = self.held_out.coverage(32, self.config.seq_len);
+        for w in windows.doing("reading held-out text")?.take(100) {
+            let inputs = token_rows(&w.inputs, w.batch, &lab.device);
+            let targets = token_rows(&w.targets, w.batch, &lab.device);
+            let loss = self.model.loss(inputs, targets);
+            sum += f64::from(loss.into_scalar::<f32>()) * w.batch as f64;
+            rows += w.batch as f64;
+        }
+        Ok(sum / rows)
+    }
+}
+
+/// The characters of a text as tokens.
+pub(crate) fn characters(corpus: &str) -> Result<Tokenizer, LabError> {
+    let config = TokenizerConfig {
+        kind: TokenizerKind::Char,
+        ..TokenizerConfig::default()
+    };
+    let text = std::iter::once(Ok(corpus.to_owned()));
+    config.train(text).doing("collecting characters")
+}
+
+/// Two layers of 64 features.
+pub(crate) fn small_gpt(seq_len: usize) -> GptConfig {
+    GptConfig {
+        seq_len,
+        d_model: 64,
+        n_layers: 2,
+        n_heads: 4,
+        ..GptConfig::default()
+    }
 }

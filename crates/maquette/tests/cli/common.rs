@@ -97,12 +97,16 @@ impl Bench {
         self.run_with(&arguments.split(' ').collect::<Vec<_>>())
     }
 
-    /// [`run`](Self::run), for arguments with spaces in them.
+    /// [`run`](Self::run), for arguments with spaces in them; the hub's cache is the folder `hub`, and
+    /// there is no network.
     pub(crate) fn run_with(&self, arguments: &[&str]) -> Ran {
         let output = Command::cargo_bin("maquette")
             .unwrap()
             .current_dir(self.dir.path())
             .env_remove("MAQUETTE_DATA")
+            .env_remove("HF_HUB_CACHE")
+            .env("HF_HOME", self.path("hub"))
+            .env("HF_HUB_OFFLINE", "1")
             .args(arguments)
             .output()
             .unwrap();

@@ -1,4 +1,4 @@
-//! Pictures made again, texts chosen.
+//! Pictures made again, texts chosen and kept to a form, messages.
 
 use std::fs;
 
@@ -159,4 +159,145 @@ fn a_latent_space_is_walked() {
     refused("--latent none.png", 1, &["none.png"]);
     refused("--traverse 0 --axes 99", 1, &["no axis 99", "0 to 15"]);
     refused("-n 1 --truncation 0", 1, &["too small"]);
+}
+
+#[test]
+fn text_keeps_to_a_form() {
+    let bench = Bench::new();
+    bench
+        .run("train tiny.toml --out run --set tokenizer.kind=byte")
+        .succeeds();
+    let one = |words: &[&str]| {
+        let words = [&["generate", "run", "--prompt", "Once", "--json"], words].concat();
+        bench.run_with(&words).succeeds().json()["outputs"][0].clone()
+    };
+    let chosen = one(&["--choices", "yes,no"]);
+    assert!(["yes", "no"].contains(&chosen["text"].as_str().unwrap()));
+    assert_eq!(chosen["in_form"], true);
+    let number = one(&["--regex", "[0-9]{2}-[0-9]{3}"]);
+    assert_eq!(number["text"].as_str().unwrap().len(), 6);
+    let schema = r#"{"type": "object", "properties": {"n": {"type": "integer", "maximum": 9, "minimum": 0}},
+        "required": ["n"], "additionalProperties": false}"#;
+    bench.write("schema.json", schema);
+    for given in [schema, "schema.json"] {
+        let object = one(&["--json-schema", given]);
+        let object: Value = serde_json::from_str(object["text"].as_str().unwrap()).unwrap();
+        assert!(object["n"].as_u64().unwrap() < 10);
+    }
+    bench.write("sum.lark", "start: /[1-9]/ (\"+\" /[1-9]/){2}");
+    let sum = one(&["--grammar", "sum.lark"]);
+    assert_eq!(sum["text"].as_str().unwrap().matches('+').count(), 2);
+    let cut = bench
+        .run("generate run --prompt Once --regex [a-z]{50} --max-tokens 9 --json")
+        .succeeds();
+    assert_eq!(cut.json()["outputs"][0]["in_form"], false);
+    assert!(cut.stderr.contains("--max-tokens"), "{}", cut.stderr);
+
+    bench.write("bad.json", "{\"type\":\n oops}");
+    let ask = |form: &str| bench.run(&format!("generate run --prompt Once {form}"));
+    ask("--json-schema bad.json").fails(1, &["bad.json", "line 2"]);
+    ask("--json-schema none.json").fails(1, &["cannot read none.json"]);
+    ask("--json-schema {\"type\":\"strin\"}").fails(1, &["JSON schema", "strin"]);
+    ask("--regex [0-9").fails(1, &["regular expression"]);
+    bench.write("bad.lark", "start: \"a\" missing");
+    ask("--grammar bad.lark").fails(1, &["grammar", "missing"]);
+    ask("--regex a --choices b").fails(2, &["--regex", "--choices"]);
+    ask("--regex a --beams 2").fails(1, &["keep to no form"]);
+}
+
+#[test]
+fn messages_are_written_with_the_models_template() {
+    let bench = Bench::new();
+    bench
+        .run(
+            "train tiny.toml --out run --set tokenizer.kind=bpe --set tokenizer.vocab_size=300 \
+             --set model.seq_len=64 --set model.positions=rotary --set model.norm=rms-norm \
+             --set model.mlp=swiglu --set model.bias=false",
+        )
+        .succeeds();
+    bench
+        .run("generate run --chat --prompt Hi")
+        .fails(1, &["no chat template", "--chat-template"]);
+    let template = "{% for m in messages %}{{ m.role[:1] }}:{{ m.content }}\n{% endfor %}a:";
+    bench.write("run/chat_template.jinja", template);
+    let ids = |model: &str, flags: &str| {
+        let words = format!("generate {model} --temperature 0 --max-tokens 6 --json {flags}");
+        let words: Vec<&str> = words
+            .split(' ')
+            .map(|w| if w == "PLAIN" { "s:Hm\nu:Hi\na:" } else { w })
+            .collect();
+        bench.run_with(&words).succeeds().json()["outputs"][0]["ids"].clone()
+    };
+    let plain = ids("run", "--prompt PLAIN");
+    assert_eq!(ids("run", "--chat --system Hm --prompt Hi"), plain);
+    let said = r#"{"messages": [{"role": "user", "content": "Hi"}]}"#;
+    bench.write("messages.json", said);
+    assert_eq!(ids("run", "--messages messages.json --system Hm"), plain);
+    bench.run("convert run run.gguf --quantize f32").succeeds();
+    assert_eq!(ids("run.gguf", "--chat --system Hm --prompt Hi"), plain);
+    bench.run("convert run.gguf again").succeeds();
+    assert_eq!(ids("again", "--chat --system Hm --prompt Hi"), plain);
+
+    bench.write("bad.json", "[{\"content\": 1}]");
+    bench
+        .run("generate run --messages bad.json")
+        .fails(1, &["message 1", "`role`"]);
+    bench.write("bad.jinja", "\n{{ raise_exception('not so') }}");
+    bench
+        .run("generate run --chat --prompt Hi --chat-template bad.jinja")
+        .fails(1, &["line 2: not so"]);
+    bench
+        .run("generate run --chat")
+        .fails(2, &["without a message"]);
+}
+
+#[test]
+fn texts_are_drawn_side_by_side_and_guessed_ahead() {
+    let bench = Bench::new();
+    bench
+        .run(
+            "train tiny.toml --out run --set model.seq_len=32 --set tokenizer.kind=bpe --set tokenizer.vocab_size=300 \
+             --set model.positions=rotary --set model.norm=rms-norm --set model.mlp=swiglu --set model.bias=false",
+        )
+        .succeeds();
+    for mix in ["q8_0", "f16"] {
+        bench
+            .run(&format!("convert run {mix}.gguf --quantize {mix}"))
+            .succeeds();
+    }
+    for model in ["run", "f16.gguf", "q8_0.gguf"] {
+        let texts = |words: &str| {
+            let words = format!("generate {model} --prompt Once --max-tokens 12 --json {words}");
+            let ran = bench.run(&words).succeeds();
+            let outputs = ran.json()["outputs"].as_array().unwrap().clone();
+            outputs
+                .iter()
+                .map(|one| one["ids"].clone())
+                .collect::<Vec<_>>()
+        };
+        let several = texts("-n 3 --seed 5");
+        let alone = ["--seed 5", "--seed 6", "--seed 7"].map(|seed| texts(seed).remove(0));
+        assert_eq!(several, alone, "{model}");
+        let greedy = texts("--temperature 0");
+        for ahead in ["--lookup", "--draft f16.gguf --guesses 3", "--best-of 2"] {
+            assert_eq!(
+                texts(&format!("--temperature 0 {ahead}")),
+                greedy,
+                "{ahead}"
+            );
+        }
+    }
+    let shown = bench
+        .run("generate run --prompt Once --max-tokens 0 -n 2")
+        .succeeds();
+    assert_eq!(shown.stdout, "Once\nOnce\n");
+    bench
+        .run("train tiny.toml --out other --set tokenizer.vocab_size=280 --set tokenizer.kind=bpe")
+        .succeeds();
+    bench
+        .run("generate run --prompt Once --draft other")
+        .fails(1, &["280", "300", "same vocabulary"]);
+    bench
+        .run("generate run --prompt Once --draft other --beams 2")
+        .fails(2, &["--draft", "--beams"]);
 }

@@ -7,6 +7,7 @@ mod convert;
 mod evaluate;
 mod families;
 mod generate;
+mod hub;
 mod language;
 mod listings;
 mod metric;

@@ -112,4 +112,9 @@ each![
     recipe,
     task,
     template,
+    chat_template,
+    messages,
+    schema,
+    grammar,
+    pattern,
 ];

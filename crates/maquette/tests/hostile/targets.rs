@@ -7,8 +7,10 @@ use maquette::burn::tensor::Device;
 use maquette::data::tokenizer::{TokenizerConfig, TokenizerKind};
 use maquette::data::{Split, Tokenizer, images, stories};
 use maquette::eval::tasks::{Asking, Doc, Task, TaskConfig, TaskError};
+use maquette::generate::constraint::{Form, Vocabulary};
 use maquette::generate::gguf as tokens;
 use maquette::generate::image::{Picture, encode_png, read_png, read_recipe};
+use maquette::generate::template::{Chat, ChatTemplate};
 use maquette::models::features::SqueezeNet;
 use maquette::models::gguf::{self, Mix};
 use maquette::models::{GptConfig, hf, llama2c};
@@ -113,6 +115,31 @@ targets! {
             config.doc_to_text = text.into();
             config.doc_to_target = text.into();
             ask(config);
+        }
+    };
+    chat_template: || CHAT_TEMPLATES.map(|text| text.as_bytes().to_vec()).into(), |bytes, _| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            speak(text, MESSAGES);
+        }
+    };
+    messages: || vec![MESSAGES.as_bytes().to_vec()], |bytes, _| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            speak(CHAT_TEMPLATES[0], text);
+        }
+    };
+    schema: schemas, |bytes, _| {
+        if let Ok(schema) = serde_json::from_slice(bytes) {
+            keep_to(Form::JsonSchema(schema));
+        }
+    };
+    grammar: || GRAMMARS.map(|text| text.as_bytes().to_vec()).into(), |bytes, _| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            keep_to(Form::Grammar(text.to_owned()));
+        }
+    };
+    pattern: || PATTERNS.map(|text| text.as_bytes().to_vec()).into(), |bytes, _| {
+        if let Ok(text) = std::str::from_utf8(bytes) {
+            keep_to(Form::Regex(text.to_owned()));
         }
     };
 }
@@ -322,5 +349,71 @@ fn ask(config: TaskConfig) {
             ..Asking::default()
         };
         let _ = task.questions(asking);
+    }
+}
+
+const MESSAGES: &str = r#"{"messages": [{"role": "system", "content": "Be brief."},
+    {"role": "user", "content": [{"type": "text", "text": "How late is it?"}]},
+    {"role": "assistant", "content": null, "tool_calls": [{"id": "1", "function": {"name": "now", "arguments": {}}}]},
+    {"role": "tool", "content": "12:03"}],
+    "tools": [{"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}], "thinking": true}"#;
+
+const CHAT_TEMPLATES: [&str; 3] = [
+    "{{ bos_token }}{% for m in messages %}{% if m['content'] is string %}{{ m.role.upper() + ': ' + m.content | trim }}\n\
+     {% else %}{% for part in m.content or [] %}{{ part['text'].split()[0] }}{% endfor %}{% endif %}{% endfor %}\
+     {% if tools %}{{ tools | tojson(indent=2) }}{% endif %}{% if add_generation_prompt %}assistant:{% endif %}",
+    "{%- macro say(m) -%}{{ '<' ~ m.role ~ '>' }}{% generation %}{{ m.content }}{% endgeneration %}{%- endmacro -%}\
+     {% set ns = namespace(last=none) %}{% for m in messages[::-1] %}{% if loop.first %}{% set ns.last = m %}\
+     {% continue %}{% endif %}{{ say(m) }}{% endfor %}{{ ns.last.items() | list | length }}",
+    "{% if messages[0].role != 'user' %}{{ raise_exception('first the user, not ' + messages[0].role) }}{% endif %}\
+     {{ strftime_now('%Y-%m-%d') }}{{ range(1000) | join(',') }}{{ 'a' * 20 }}",
+];
+
+/// Writes the messages with a template.
+fn speak(template: &str, messages: &str) {
+    let tokens = [("bos_token".to_owned(), "<s>".to_owned())].into();
+    if let (Ok(template), Ok(chat)) = (
+        ChatTemplate::new(template, tokens),
+        Chat::from_json(messages),
+    ) {
+        let _ = template.render(&chat.with_system("Be kind.").with_user("And now?"));
+    }
+}
+
+fn schemas() -> Vec<Vec<u8>> {
+    let all = include_str!("../../../maquette-generate/fixtures/schemas.json");
+    let all: Vec<serde_json::Value> = serde_json::from_str(all).unwrap();
+    let all = all.iter().map(|schema| schema.to_string().into_bytes());
+    all.collect()
+}
+
+const GRAMMARS: [&str; 3] = [
+    "start: sum\nsum: product (\"+\" product)*\nproduct: NUMBER | \"(\" sum \")\"\nNUMBER: /[0-9]{1,4}/\n%ignore /[ ]+/",
+    "start: \"a\"{2,5} word?\nword[max_tokens=5]: /(?i)[a-z]+/ & /.*b.*/\n%import common.INT",
+    "start: object\nobject: %json {\"type\": \"object\", \"properties\": {\"n\": {\"type\": \"integer\"}}} <|endoftext|>",
+];
+
+const PATTERNS: [&str; 3] = [
+    r"[0-9]{4}-(0[1-9]|1[0-2])",
+    r"(?i:yes|no)\s\p{L}+[^\n]*\.{1,3}",
+    r"(a|b){1,50}(\d+|\x41|\u{e9})?",
+];
+
+/// Writes a few tokens in a form, always the likeliest of a model that likes late ones.
+fn keep_to(form: Form) {
+    static VOCABULARY: OnceLock<Vocabulary> = OnceLock::new();
+    let vocabulary = VOCABULARY.get_or_init(|| Vocabulary::new(bpe(), &[]).unwrap());
+    let Ok(mut constraint) = vocabulary.constraint(&form) else {
+        return;
+    };
+    for _ in 0..20 {
+        let mut logits: Vec<f32> = (0..bpe().vocab_size()).map(|id| id as f32).collect();
+        if constraint.complete() || constraint.mask(&mut logits).is_err() {
+            return;
+        }
+        let best = logits.iter().zip(0u32..).max_by(|a, b| a.0.total_cmp(b.0));
+        if best.is_none_or(|(_, id)| constraint.take(id).is_err()) {
+            return;
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead, Write};
 use std::time::Instant;
 
 use maquette::generate::engine::{Engine, EngineOptions, Request, Session, Weights};
-use maquette::generate::sampling::Decoding;
+use maquette::generate::sampling::{Decoding, TokenSampler};
 use maquette::kernels::roofline;
 use maquette::rng::{Stream, rng, uniform};
 use miette::{IntoDiagnostic, miette};
@@ -94,12 +94,15 @@ fn batch(
         ..EngineOptions::default()
     };
     let mut engine = Engine::new(weights, options);
-    let ask = |seed: usize| Request {
-        max_tokens: new,
-        decoding: Decoding::greedy(),
-        ..Request::new(tokens(prompt, vocab_size, seed as u64))
-    };
-    let submitted = (0..count).map(|seed| engine.submit(ask(seed)).map_err(failed));
+    let submitted = (0..count as u64).map(|seed| {
+        let prompt = tokens(prompt, vocab_size, seed);
+        let sampler = TokenSampler::new(Decoding::greedy(), &prompt).map_err(failed)?;
+        let request = Request {
+            max_tokens: new,
+            ..Request::new(sampler, rng(seed, Stream::Sample, 0))
+        };
+        engine.submit(request).map_err(failed)
+    });
     let handles = submitted.collect::<miette::Result<Vec<_>>>()?;
     let began = Instant::now();
     while engine.is_busy() {

@@ -9,7 +9,9 @@ use std::process::Command;
 
 use maquette::generate::engine::{Engine, EngineOptions, Event, Request, Weights};
 use maquette::generate::gguf as tokens;
+use maquette::generate::sampling::{Decoding, TokenSampler};
 use maquette::models::gguf;
+use maquette::rng::{Stream, rng};
 use miette::miette;
 use serde_json::json;
 
@@ -63,7 +65,7 @@ fn perplexity(file: &Path, text: &str, args: &BenchPerplexityArgs) -> miette::Re
     let tokenizer = tokenizer.ok_or_else(|| miette!("{} holds no tokenizer", file.display()))?;
     let begin = tokens::begins_with(&opened);
     let mut ids = Vec::from_iter(begin);
-    ids.extend(tokenizer.encode(text).map_err(failed)?);
+    ids.extend(tokenizer.encode_literal(text).map_err(failed)?);
     let weights = Weights::open(file).map_err(failed)?;
     let mut engine = Engine::new(weights, EngineOptions::default());
     let mut handles = Vec::new();
@@ -73,22 +75,20 @@ fn perplexity(file: &Path, text: &str, args: &BenchPerplexityArgs) -> miette::Re
     {
         let mut ids = piece.to_vec();
         ids[0] = begin.unwrap_or(ids[0]);
+        let sampler = TokenSampler::new(Decoding::default(), &ids).map_err(failed)?;
         let request = Request {
             max_tokens: 0,
             score_prompt: true,
-            ..Request::new(ids)
+            ..Request::new(sampler, rng(0, Stream::Sample, 0))
         };
         handles.push(engine.submit(request).map_err(failed)?);
     }
     let (mut total, mut count) = (0.0, 0);
     while engine.is_busy() {
         for event in engine.step() {
-            if let Event::Prompt {
-                log_probabilities, ..
-            } = event
-            {
-                let half = &log_probabilities[context / 2..];
-                total -= half.iter().map(|p| f64::from(*p)).sum::<f64>();
+            if let Event::Prompt { log_probs, .. } = event {
+                let half = &log_probs[context / 2..];
+                total -= half.iter().map(|p| f64::from(p.log_prob)).sum::<f64>();
                 count += half.len();
             }
         }
@@ -116,13 +116,23 @@ fn of_peer(
     if let Some(pieces) = args.pieces {
         command.args(["--chunks", &pieces.to_string()]);
     }
-    let out = command.output().map_err(failed)?;
-    let said = [out.stdout, out.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    let last = said
-        .split("PPL = ")
-        .nth(1)
-        .and_then(|rest| rest.split_whitespace().next());
-    last.and_then(|number| number.parse().ok())
-        .ok_or_else(|| miette!("{} gave no estimate ({})", program.display(), out.status))
+    // It may end before its last lines are written: it logs from a thread of its own.
+    let mut status = None;
+    for _ in 0..5 {
+        let out = command.output().map_err(failed)?;
+        let said = [out.stdout, out.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        let last = said
+            .split("PPL = ")
+            .nth(1)
+            .and_then(|rest| rest.split_whitespace().next());
+        if let Some(estimate) = last.and_then(|number| number.parse().ok()) {
+            return Ok(estimate);
+        }
+        status = Some(out.status);
+    }
+    Err(miette!(
+        "{} gave no estimate ({status:?})",
+        program.display()
+    ))
 }
