@@ -11,6 +11,7 @@ pub mod diffusion;
 pub mod encoder_decoder;
 pub mod error;
 pub mod features;
+pub mod gan;
 pub mod gguf;
 pub mod gpt;
 pub mod hf;
@@ -35,6 +36,7 @@ pub use diffusion::{
 };
 pub use encoder_decoder::{EncoderDecoder, EncoderDecoderConfig};
 pub use error::ModelError;
+pub use gan::{Gan, GanConfig};
 pub use gpt::{Gpt, GptConfig};
 pub use in_context::{InContext, InContextConfig};
 pub use language::{LanguageConfig, LanguageLoss, LanguageModel};

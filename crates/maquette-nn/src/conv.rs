@@ -116,13 +116,32 @@ impl Conv2d {
     /// - input: `[batch, d_in, height, width]`
     /// - output: `[batch, d_out, height', width']`, `height' = (height + 2 padding - dilation (kernel - 1) - 1) / stride + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions {
+        self.forward_with(x, self.weight.val())
+    }
+
+    /// The same with another weight of the same shape, such as a normalised one.
+    pub fn forward_with(&self, x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        conv2d(x, weight, bias, self.options())
+    }
+
+    fn options(&self) -> ConvOptions {
+        ConvOptions {
             dilation: [self.dilation; 2],
             groups: self.groups,
             ..ConvOptions::new([self.stride; 2], [self.padding; 2])
-        };
-        let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv2d(x, self.weight.val(), bias, options)
+        }
+    }
+
+    /// The gradient of a number with respect to the input, given that with respect to the output of
+    /// [`Conv2d::forward_with`], as a forward operator: the transposed convolution. Sizes must divide
+    /// evenly, so that no row of the input is left out.
+    ///
+    /// # Shapes
+    /// - grad: `[batch, d_out, height', width']`
+    /// - output: `[batch, d_in, height, width]`
+    pub fn pullback(&self, grad: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+        conv_transpose2d(grad, weight, None, self.options())
     }
 }
 
@@ -199,13 +218,21 @@ impl ConvTranspose2d {
     /// - input: `[batch, d_in, height, width]`
     /// - output: `[batch, d_out, height', width']`, `height' = (height - 1) stride - 2 padding + dilation (kernel - 1) + 1`
     pub fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let options = ConvOptions {
+        self.forward_with(x, self.weight.val())
+    }
+
+    /// The same with another weight of the same shape, such as a normalised one.
+    pub fn forward_with(&self, x: Tensor<4>, weight: Tensor<4>) -> Tensor<4> {
+        let bias = self.bias.as_ref().map(|bias| bias.val());
+        conv_transpose2d(x, weight, bias, self.options())
+    }
+
+    fn options(&self) -> ConvOptions {
+        ConvOptions {
             dilation: [self.dilation; 2],
             groups: self.groups,
             ..ConvOptions::new([self.stride; 2], [self.padding; 2])
-        };
-        let bias = self.bias.as_ref().map(|bias| bias.val());
-        conv_transpose2d(x, self.weight.val(), bias, options)
+        }
     }
 }
 

@@ -22,7 +22,7 @@ pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    ConvOptions, Precision, Windows, autocast, avg_pool2d, binary_cross_entropy, conv2d,
+    ConvOptions, Precision, Windows, activate, autocast, avg_pool2d, binary_cross_entropy, conv2d,
     cross_entropy, embedding, gated, gelu, gelu_tanh, leaky_relu, linear as project, map,
     max_pool2d, optimizer, quant, relu, silu,
 };
@@ -40,4 +40,5 @@ pub use mlp::{Mlp, MlpConfig, MlpKind};
 pub use moe::{Load, Moe, MoeConfig, Routing};
 pub use norm::{BatchNorm, Norm, NormConfig, NormKind};
 pub use rope::{Rope, RopeScaling};
+pub use spectral::PowerIteration;
 pub use time::TimeEmbedding;

@@ -124,6 +124,14 @@ impl GroupNorm {
         group_norm(x, gain, offset, self.options(activation))
     }
 
+    /// Groups that the channels fall into.
+    pub fn groups(&self) -> usize {
+        self.groups
+    }
+
+    /// Added to the variance.
+    pub const EPSILON: f64 = 1e-5;
+
     /// Gain and offset, `[1, channels]`.
     fn affine(&self) -> (Tensor<2>, Tensor<2>) {
         (self.weight.val().unsqueeze(), self.bias.val().unsqueeze())
@@ -132,7 +140,7 @@ impl GroupNorm {
     fn options(&self, activation: Activation) -> GroupNormOptions {
         GroupNormOptions {
             groups: self.groups,
-            epsilon: 1e-5,
+            epsilon: Self::EPSILON as f32,
             activation,
         }
     }
@@ -190,9 +198,11 @@ impl BatchNorm {
             (&self.running_mean, found.mean),
             (&self.running_var, variance),
         ] {
-            let old = state.value_sync().to_device(&device);
+            let old = state.value().to_device(&device);
             let new = old * (1.0 - Self::MOMENTUM) + value * Self::MOMENTUM;
             state.update(new.detach());
+            // A checkpoint holds what was synchronised: without this it would lack the last batch.
+            state.value_sync();
         }
         found.output
     }

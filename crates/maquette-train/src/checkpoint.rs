@@ -15,14 +15,15 @@ use burn::store::{ModuleRecord, RecordError};
 use burn::tensor::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
 use crate::files::{create_folder_atomic, write_atomic};
 use crate::hash::{sha256, sha256_file};
+use crate::{Metrics, Run, TrainError};
 
 const MODEL: &str = "model.bpk";
 const EMA: &str = "ema.bpk";
 const BEST: &str = "best.bpk";
 const OPTIMIZER: &str = "optimizer.bpk";
+const CRITIC_OPTIMIZER: &str = "critic-optimizer.bpk";
 const STATE: &str = "trainer.json";
 const MANIFEST: &str = "manifest.json";
 const PREFIX: &str = "step-";
@@ -48,6 +49,29 @@ pub struct LoopState {
     pub recipe: String,
     /// The SHA-256 of the data.
     pub data_sha256: String,
+}
+
+impl LoopState {
+    /// Of a run that begins.
+    pub(crate) fn of(run: &Run) -> Self {
+        Self {
+            recipe: run.recipe().into(),
+            data_sha256: run.data_sha256().into(),
+            ..Self::default()
+        }
+    }
+
+    /// Remembers what the last validation found.
+    pub(crate) fn validated(&mut self, metrics: Metrics) {
+        let exact = |(name, value)| (name, Exact(value));
+        self.validation = metrics.into_iter().map(exact).collect();
+    }
+
+    /// What the last validation found.
+    pub(crate) fn validation(&self) -> Metrics {
+        let plain = |(name, value): (&String, &Exact)| (name.clone(), value.0);
+        self.validation.iter().map(plain).collect()
+    }
 }
 
 /// What divergence is judged by.
@@ -114,15 +138,17 @@ impl TryFrom<String> for Exact {
 }
 
 /// What goes into a checkpoint.
-pub struct Snapshot<'a, M> {
-    /// The trained weights.
+pub struct Snapshot<'a, M, E = M> {
+    /// The trained weights; of two players, both.
     pub model: &'a M,
-    /// Their moving average.
-    pub ema: Option<&'a M>,
+    /// Their moving average; of two players, the generator's.
+    pub ema: Option<&'a E>,
     /// The weights of the best validation, when early stopping may return them.
     pub best: Option<&'a M>,
-    /// The optimiser.
+    /// The optimiser; of two players, the generator's.
     pub optimizer: &'a ModuleOptimizer,
+    /// The critic's optimiser, where there is one.
+    pub critic_optimizer: Option<&'a ModuleOptimizer>,
     /// The loop.
     pub state: &'a LoopState,
 }
@@ -144,9 +170,9 @@ struct FileHash {
 ///
 /// # Errors
 /// [`TrainError::Io`] on a full or read-only disk; the earlier checkpoints are then untouched.
-pub fn save<M: Module>(
+pub fn save<M: Module, E: Module>(
     root: &Path,
-    snapshot: &Snapshot<'_, M>,
+    snapshot: &Snapshot<'_, M, E>,
     keep: usize,
 ) -> Result<PathBuf, TrainError> {
     let path = root.join(format!("{PREFIX}{:08}", snapshot.state.step));
@@ -166,10 +192,15 @@ pub fn save<M: Module>(
         if let Some(best) = snapshot.best {
             write(BEST, &record(best)?)?;
         }
-        write(
-            OPTIMIZER,
-            &snapshot.optimizer.into_bytes().map_err(TrainError::other)?,
-        )?;
+        let optimizers = [
+            (OPTIMIZER, Some(snapshot.optimizer)),
+            (CRITIC_OPTIMIZER, snapshot.critic_optimizer),
+        ];
+        for (name, optimizer) in optimizers {
+            if let Some(optimizer) = optimizer {
+                write(name, &optimizer.into_bytes().map_err(TrainError::other)?)?;
+            }
+        }
         write(STATE, &json(snapshot.state)?)?;
         write_atomic(&folder.join(MANIFEST), &json(&Manifest { files })?)
     })?;
@@ -237,7 +268,8 @@ impl Checkpoint {
             }
         }
         for file in &manifest.files {
-            if ![MODEL, EMA, BEST, OPTIMIZER, STATE].contains(&file.name.as_str()) {
+            let known = [MODEL, EMA, BEST, OPTIMIZER, CRITIC_OPTIMIZER, STATE];
+            if !known.contains(&file.name.as_str()) {
                 return Err(format!("{MANIFEST} lists an unknown file {:?}", file.name));
             }
             let found = sha256_file(&path.join(&file.name)).map_err(|error| error.to_string())?;
@@ -282,9 +314,25 @@ impl Checkpoint {
     /// # Errors
     /// [`TrainError::DamagedCheckpoint`] when it cannot be read.
     pub fn optimizer(&self, into: ModuleOptimizer) -> Result<ModuleOptimizer, TrainError> {
-        let bytes = self.read(OPTIMIZER)?;
+        self.load_optimizer(OPTIMIZER, into)
+    }
+
+    /// The critic's optimiser, as [`Checkpoint::optimizer`].
+    ///
+    /// # Errors
+    /// [`TrainError::DamagedCheckpoint`] when it cannot be read.
+    pub fn critic_optimizer(&self, into: ModuleOptimizer) -> Result<ModuleOptimizer, TrainError> {
+        self.load_optimizer(CRITIC_OPTIMIZER, into)
+    }
+
+    fn load_optimizer(
+        &self,
+        name: &str,
+        into: ModuleOptimizer,
+    ) -> Result<ModuleOptimizer, TrainError> {
+        let bytes = self.read(name)?;
         let record =
-            OptimizerRecord::from_bytes(bytes).map_err(|error| self.unfit(OPTIMIZER, &error))?;
+            OptimizerRecord::from_bytes(bytes).map_err(|error| self.unfit(name, &error))?;
         Ok(into.load_record(record))
     }
 

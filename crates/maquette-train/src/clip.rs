@@ -1,6 +1,6 @@
 //! Gradient clipping over the whole model.
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use maquette_models::nn::optimizer::{scale, square_sum};
@@ -34,6 +34,22 @@ pub fn by_norm<M: Module>(model: &M, grads: &mut GradientsParams, norm: f64, max
 /// Clamps every component of every gradient to `[-max, max]`.
 pub fn by_value<M: Module>(model: &M, grads: &mut GradientsParams, max: f64) {
     each(model, grads, Rule::Clamp(max));
+}
+
+/// Clamps every trained weight to `[-max, max]` (Arjovsky et al., 2017).
+pub fn weights<M: Module>(model: M, max: f64) -> M {
+    model.map(&mut ClampWeights(max))
+}
+
+struct ClampWeights(f64);
+
+impl ModuleMapper for ClampWeights {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        match param.is_require_grad() {
+            true => param.map(|weight| weight.clamp(-self.0, self.0).detach().require_grad()),
+            false => param,
+        }
+    }
 }
 
 #[derive(Clone, Copy)]

@@ -14,7 +14,7 @@ use crate::checkpoint::{self, Course, Exact, LoopState, Snapshot};
 use crate::penalty::Penalty;
 use crate::progress::{Clock, Control, Event};
 use crate::spec::{LoopSpec, OptimizerSpec, ScheduleSpec};
-use crate::task::Task;
+use crate::task::{SampleFn, Task, ValidateFn};
 use crate::{BoxError, Metrics, Phase, Run, TrainError, clip, optimizer, schedule};
 
 /// The three sections of a recipe that the loop follows, and the device (with autodiff).
@@ -78,7 +78,7 @@ pub fn fit<M: Module, B>(
         .iter()
         .map(|spec| Penalty::new(spec, &at.model))
         .collect::<Result<Vec<_>, _>>()?;
-    let clock = Clock::start(&at.state, plan, task.items);
+    let clock = Clock::start(&at.state, train, plan.steps, task.items);
     (control.on_event)(Event::Started {
         step: at.state.step,
         parameters: at.model.num_params(),
@@ -137,7 +137,7 @@ pub fn fit<M: Module, B>(
         }
         let ended = ending.is_some();
         if due(train.sample_every) || ended {
-            at.sample(&mut task, run, control)?;
+            sampled(&mut task.sample, || at.shown(), step, run, control)?;
         }
         let interrupted = control.stop.load(Ordering::Relaxed) && !last && !ended;
         at.state.seconds = clock.seconds();
@@ -254,11 +254,7 @@ impl<M: Module> Position<M> {
                 optimizer: optimizer::build(plan.optimizer, &model),
                 ema: decay.map(|decay| Ema::new(&model, decay)),
                 best: None,
-                state: LoopState {
-                    recipe: run.recipe().into(),
-                    data_sha256: run.data_sha256().into(),
-                    ..LoopState::default()
-                },
+                state: LoopState::of(run),
                 model,
             });
         };
@@ -292,11 +288,16 @@ impl<M: Module> Position<M> {
         train: &LoopSpec,
         run: &Run,
     ) -> Result<(), TrainError> {
+        let step = self.state.step;
         if !loss.is_finite() {
-            return Err(self.diverged(format!("the loss is {loss}"), run));
+            return Err(diverged(step, format!("the loss is {loss}"), run));
         }
         if !norm.is_finite() {
-            return Err(self.diverged(format!("the gradient's norm is {norm}"), run));
+            return Err(diverged(
+                step,
+                format!("the gradient's norm is {norm}"),
+                run,
+            ));
         }
         let course = Course::after(self.state.course, loss);
         self.state.course = Some(course);
@@ -306,24 +307,9 @@ impl<M: Module> Position<M> {
                 "the loss rose to {smoothed:.4}, more than {} times its lowest value {lowest:.4}",
                 train.divergence
             );
-            return Err(self.diverged(cause, run));
+            return Err(diverged(step, cause, run));
         }
         Ok(())
-    }
-
-    fn diverged(&self, cause: String, run: &Run) -> TrainError {
-        let kept = match checkpoint::list(&run.checkpoints())
-            .unwrap_or_default()
-            .pop()
-        {
-            Some(path) => format!("The last good checkpoint is {}", path.display()),
-            None => "There is no checkpoint yet".into(),
-        };
-        TrainError::Diverged {
-            step: self.state.step + 1,
-            cause,
-            kept: format!("{kept}. Try a lower optimizer.lr, schedule.warmup or train.clip_norm"),
-        }
     }
 
     fn validate<B>(
@@ -338,15 +324,7 @@ impl<M: Module> Position<M> {
         };
         let step = self.state.step;
         let shown = self.shown();
-        let metrics = validate(&shown).map_err(failed("validation", step))?;
-        if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
-            return Err(self.diverged(format!("validation {name} is {value}"), run));
-        }
-        run.log(Phase::Validation, step, &metrics)?;
-        (control.on_event)(Event::Validated {
-            step,
-            metrics: &metrics,
-        });
+        let metrics = validated(validate, &shown, step, run, control)?;
         if let Some(&loss) = metrics.get("loss") {
             let better = self.state.best.is_none_or(|(_, Exact(best))| loss < best);
             if better {
@@ -362,24 +340,7 @@ impl<M: Module> Position<M> {
                 return Ok(());
             }
         }
-        let exact = |(name, value)| (name, Exact(value));
-        self.state.validation = metrics.into_iter().map(exact).collect();
-        Ok(())
-    }
-
-    fn sample<B>(
-        &self,
-        task: &mut Task<'_, M, B>,
-        run: &Run,
-        control: &mut Control<'_>,
-    ) -> Result<(), TrainError> {
-        let Some(sample) = &mut task.sample else {
-            return Ok(());
-        };
-        let step = self.state.step;
-        let path = run.samples(step)?;
-        sample(&self.shown(), step, &path).map_err(failed("sampling", step))?;
-        (control.on_event)(Event::Sampled { step, path: &path });
+        self.state.validated(metrics);
         Ok(())
     }
 
@@ -395,6 +356,7 @@ impl<M: Module> Position<M> {
             ema: self.ema.as_ref().map(Ema::model),
             best: self.best.as_ref().filter(|_| train.patience.is_some()),
             optimizer: &self.optimizer,
+            critic_optimizer: None,
             state: &self.state,
         };
         let path = checkpoint::save(&run.checkpoints(), &snapshot, train.keep_checkpoints)?;
@@ -420,17 +382,65 @@ impl<M: Module> Position<M> {
             step: self.state.step,
             seconds: self.state.seconds,
             ending,
-            validation: self
-                .state
-                .validation
-                .into_iter()
-                .map(|(name, value)| (name, value.0))
-                .collect(),
+            validation: self.state.validation(),
         }
     }
 }
 
-fn failed(doing: &'static str, step: u64) -> impl FnOnce(BoxError) -> TrainError {
+/// The end of a run at the step after `step`, with what is left of it.
+pub(crate) fn diverged(step: u64, cause: String, run: &Run) -> TrainError {
+    let kept = match checkpoint::list(&run.checkpoints())
+        .unwrap_or_default()
+        .pop()
+    {
+        Some(path) => format!("The last good checkpoint is {}", path.display()),
+        None => "There is no checkpoint yet".into(),
+    };
+    TrainError::Diverged {
+        step: step + 1,
+        cause,
+        kept: format!("{kept}. Try a lower optimizer.lr, schedule.warmup or train.clip_norm"),
+    }
+}
+
+/// Validates `shown` after `step` and logs what was found.
+pub(crate) fn validated<M>(
+    validate: &mut ValidateFn<'_, M>,
+    shown: &M,
+    step: u64,
+    run: &mut Run,
+    control: &mut Control<'_>,
+) -> Result<Metrics, TrainError> {
+    let metrics = validate(shown).map_err(failed("validation", step))?;
+    if let Some((name, value)) = metrics.iter().find(|(_, value)| !value.is_finite()) {
+        return Err(diverged(step, format!("validation {name} is {value}"), run));
+    }
+    run.log(Phase::Validation, step, &metrics)?;
+    (control.on_event)(Event::Validated {
+        step,
+        metrics: &metrics,
+    });
+    Ok(metrics)
+}
+
+/// Writes samples of the model after `step`, if the task has any.
+pub(crate) fn sampled<M>(
+    sample: &mut Option<SampleFn<'_, M>>,
+    shown: impl FnOnce() -> M,
+    step: u64,
+    run: &Run,
+    control: &mut Control<'_>,
+) -> Result<(), TrainError> {
+    let Some(sample) = sample else {
+        return Ok(());
+    };
+    let path = run.samples(step)?;
+    sample(&shown(), step, &path).map_err(failed("sampling", step))?;
+    (control.on_event)(Event::Sampled { step, path: &path });
+    Ok(())
+}
+
+pub(crate) fn failed(doing: &'static str, step: u64) -> impl FnOnce(BoxError) -> TrainError {
     move |source| TrainError::Task {
         doing,
         step,

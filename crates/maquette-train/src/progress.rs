@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use crate::LoopSpec;
 use crate::Metrics;
 use crate::checkpoint::LoopState;
-use crate::fit::Plan;
 
 /// How the caller watches the loop and stops it.
 pub struct Control<'a> {
@@ -60,8 +60,10 @@ pub struct Progress {
     pub step: u64,
     /// Steps in all.
     pub total: u64,
-    /// The training loss of this step.
+    /// The training loss of this step; the generator's, where two players train.
     pub loss: f64,
+    /// The critic's loss, where there is one.
+    pub critic: Option<f64>,
     /// The learning rate of this step.
     pub lr: f64,
     /// Items per second in this sitting.
@@ -85,10 +87,10 @@ pub(crate) struct Clock {
 impl Clock {
     pub(crate) fn start(
         state: &LoopState,
-        plan: &Plan<'_>,
+        train: &LoopSpec,
+        total: u64,
         (items, unit): (f64, &'static str),
     ) -> Self {
-        let train = plan.train;
         // Without a count from the recipe, items are examples.
         let items = if items > 0.0 {
             items
@@ -99,7 +101,7 @@ impl Clock {
             began: Instant::now(),
             first_step: state.step,
             seconds_before: state.seconds,
-            total: plan.steps,
+            total,
             items_per_step: items * train.grad_accumulation as f64,
             unit,
         }
@@ -116,6 +118,7 @@ impl Clock {
             step,
             total: self.total,
             loss,
+            critic: None,
             lr,
             rate: per_second * self.items_per_step,
             unit: self.unit,

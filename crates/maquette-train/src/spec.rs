@@ -223,6 +223,65 @@ impl ScheduleSpec {
     }
 }
 
+/// `[generator]` and `[critic]`: how one of two players learns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlayerSpec {
+    /// Updates per step of the loop. A Wasserstein critic usually takes five.
+    #[serde(default = "one")]
+    pub turns: u64,
+    /// Scale the gradient down to this global norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_norm: Option<f64>,
+    /// Clamp every component of the gradient to plus or minus this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_value: Option<f64>,
+    /// Clamp every weight to plus or minus this after each update (Arjovsky et al. 2017).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clip_weights: Option<f64>,
+    /// The update rule.
+    pub optimizer: OptimizerSpec,
+    /// The learning rate over the steps of the loop.
+    #[serde(default)]
+    pub schedule: ScheduleSpec,
+}
+
+impl PlayerSpec {
+    /// One update per step by `optimizer`, nothing clipped.
+    pub fn new(optimizer: OptimizerSpec) -> Self {
+        Self {
+            turns: 1,
+            clip_norm: None,
+            clip_value: None,
+            clip_weights: None,
+            optimizer,
+            schedule: ScheduleSpec::default(),
+        }
+    }
+
+    /// Checks ranges; `optimizer` and `schedule` are checked as sections of their own.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        if self.turns == 0 {
+            return Err(Invalid::new(
+                "turns",
+                "`turns` must be at least 1",
+                "1 is usual",
+            ));
+        }
+        for (key, clip) in [
+            ("clip_norm", self.clip_norm),
+            ("clip_value", self.clip_value),
+            ("clip_weights", self.clip_weights),
+        ] {
+            clip.map_or(Ok(()), |clip| positive(key, clip))?;
+        }
+        Ok(())
+    }
+}
+
 /// L1 or L2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -374,6 +433,33 @@ impl LoopSpec {
         let epochs = self.epochs.map(|epochs| epochs.saturating_mul(per_epoch));
         let limits = [self.steps, epochs];
         limits.into_iter().flatten().min().unwrap_or(0)
+    }
+
+    /// Refuses what only the loop of one loss has.
+    ///
+    /// # Errors
+    /// The first offending key.
+    pub fn validate_for_players(&self) -> Result<(), Invalid> {
+        let of_a_player = "it is a player's: move it to [generator] or [critic]";
+        let of_one_loss = "leave it out";
+        let given = [
+            ("clip_norm", self.clip_norm.is_some(), of_a_player),
+            ("clip_value", self.clip_value.is_some(), of_a_player),
+            ("penalties", !self.penalties.is_empty(), of_one_loss),
+            ("patience", self.patience.is_some(), of_one_loss),
+            (
+                "grad_accumulation",
+                self.grad_accumulation != 1,
+                of_one_loss,
+            ),
+        ];
+        match given.into_iter().find(|(_, given, _)| *given) {
+            Some((key, _, help)) => {
+                let message = format!("`{key}` is not used where two players train");
+                Err(Invalid::new(key, message, help))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Checks ranges.

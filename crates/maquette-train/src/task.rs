@@ -38,10 +38,10 @@ impl From<Tensor<1>> for Loss {
     }
 }
 
-type BatchFn<'a, B> = Box<dyn FnMut(u64) -> Result<Batch<B>, BoxError> + 'a>;
+pub(crate) type BatchFn<'a, B> = Box<dyn FnMut(u64) -> Result<Batch<B>, BoxError> + 'a>;
 type LossFn<'a, M, B> = Box<dyn FnMut(&M, B, u64) -> Loss + 'a>;
-type ValidateFn<'a, M> = Box<dyn FnMut(&M) -> Result<Metrics, BoxError> + 'a>;
-type SampleFn<'a, M> = Box<dyn FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a>;
+pub(crate) type ValidateFn<'a, M> = Box<dyn FnMut(&M) -> Result<Metrics, BoxError> + 'a>;
+pub(crate) type SampleFn<'a, M> = Box<dyn FnMut(&M, u64, &Path) -> Result<(), BoxError> + 'a>;
 
 /// What a recipe gives the loop: where batches come from and what is done with them.
 pub struct Task<'a, M, B> {

@@ -15,7 +15,7 @@ use super::gpt::LanguageRecipe;
 use super::latent::{self, LatentAsk};
 use super::opening::{Opening, is_gguf};
 use super::pictures::{self, Draw, ImageRequest, Stamp};
-use super::{Family, diffusion, mask_predict, of_run, points, seq2seq, vae, writing};
+use super::{Family, diffusion, gan, mask_predict, of_run, points, seq2seq, vae, writing};
 use crate::attention::{Attention, MAX_TOKENS};
 use crate::files::write_atomic;
 use crate::{TrainError, hash};
@@ -162,6 +162,7 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         Family::Seq2seq => seq2seq::generate(&source, job),
         Family::MaskPredict => mask_predict::generate(&source, job),
         Family::Points => points::generate(&source, job),
+        Family::GanPoints => gan::points::generate(&source, job),
         Family::Vae | Family::Diffusion => images(job),
     }
 }

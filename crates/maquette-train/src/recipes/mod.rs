@@ -7,6 +7,7 @@ pub mod bert;
 pub mod classifier;
 pub mod diffusion;
 pub mod finetune;
+pub mod gan;
 pub mod generate;
 pub mod gpt;
 pub mod images;
@@ -66,6 +67,8 @@ pub enum Family {
     Diffusion,
     /// Denoising diffusion on points in the plane.
     Points,
+    /// Generative adversarial network on points in the plane.
+    GanPoints,
     /// Image classifier.
     Classifier,
 }
@@ -108,6 +111,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ),
     ("points", "denoising diffusion (MLP) on points in the plane"),
     (
+        "gan-points",
+        "generative adversarial network (MLP) on points in the plane",
+    ),
+    (
         "classifier",
         "convolutional image classifier, the judge of generated images",
     ),
@@ -132,6 +139,7 @@ impl Family {
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
+            "gan-points" => Ok(Self::GanPoints),
             "classifier" => Ok(Self::Classifier),
             _ => {
                 let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
@@ -211,6 +219,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
+        Family::GanPoints => gan::points::train(job),
         Family::Classifier => classifier::train(job),
     }
 }
@@ -248,6 +257,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,
+        Family::GanPoints => gan::points::evaluate(&source, job)?,
         Family::Classifier => classifier::evaluate(&source, job)?,
     };
     all.keep(&wanted)
@@ -329,18 +339,28 @@ impl Job<'_> {
         task: Task<'_, M, B>,
         plan: &Plan<'_>,
     ) -> Result<Outcome, TrainError> {
+        self.estimated(recipe, fit::measure(model, task, plan)?, plan.steps)
+    }
+
+    /// Ends a `--dry-run` whose steps were `measured`.
+    pub(crate) fn estimated<R: Serialize>(
+        &self,
+        recipe: &R,
+        measured: fit::Measured,
+        all_steps: u64,
+    ) -> Result<Outcome, TrainError> {
         let fit::Measured {
             parameters,
             seconds_per_step,
             steps,
-        } = fit::measure(model, task, plan)?;
+        } = measured;
         Ok(Outcome::Estimated(Estimate {
             recipe: recipe::resolved(recipe)?,
             parameters,
             memory_mib: resident_mib(),
             seconds_per_step,
             measured_steps: steps,
-            steps: plan.steps,
+            steps: all_steps,
         }))
     }
 }

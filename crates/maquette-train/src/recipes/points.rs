@@ -131,6 +131,112 @@ impl Default for PointSample {
     }
 }
 
+impl PointData {
+    /// The points to learn from.
+    pub(super) fn open(&self, seed: u64) -> PointSet {
+        self.source.points(self.count, seed)
+    }
+
+    /// Adds to `evaluation` how good `made` is: mode coverage where the truth is a mixture, distance
+    /// to fresh points everywhere. `how` says in the signatures how they were made.
+    pub(super) fn measure(
+        &self,
+        made: &[[f32; 2]],
+        how: &str,
+        seed: u64,
+    ) -> Result<Evaluation, TrainError> {
+        let signature = |metric: &str| format!("{metric}|n={}|{how}", made.len());
+        let mut evaluation = Evaluation::default();
+        if let Some(found) = self.modes(made)? {
+            let rule = ModeRule::default();
+            evaluation.put("modes", found.covered as f64, signature("modes"));
+            evaluation.put(
+                "high_quality",
+                found.high_quality,
+                format!("{}|within={}sigma", signature("high_quality"), rule.n_sigma),
+            );
+        }
+        // Fresh points: neither those learnt from nor those the noise came from.
+        let fresh = self.source.points(made.len(), seed.wrapping_add(1));
+        let (ours, truth) = (
+            Points::plane(made).map_err(TrainError::other)?,
+            Points::plane(&fresh.points).map_err(TrainError::other)?,
+        );
+        let random = &mut rng(seed, Stream::Evaluate, 0);
+        let distance = sliced_wasserstein(ours, truth, 64, random).map_err(TrainError::other)?;
+        evaluation.put(
+            "sliced_wasserstein",
+            distance,
+            format!("{}|projections=64", signature("sliced_wasserstein")),
+        );
+        Ok(evaluation)
+    }
+
+    /// How `made` covers the modes, where the truth is a mixture.
+    pub(super) fn modes(&self, made: &[[f32; 2]]) -> Result<Option<Modes>, TrainError> {
+        let Some((centres, sigma)) = self.source.truth() else {
+            return Ok(None);
+        };
+        modes(made, &centres, sigma, &ModeRule::default())
+            .map(Some)
+            .map_err(TrainError::other)
+    }
+
+    /// A picture of `made` over the truth.
+    pub(super) fn scatter(&self, made: &[[f32; 2]]) -> String {
+        let truth = self.source.points(made.len().min(2000), 1);
+        let series = |name, points: &[[f32; 2]]| {
+            Series::new(
+                name,
+                points.iter().map(|[x, y]| (f64::from(*x), f64::from(*y))),
+            )
+        };
+        let shown = &made[..made.len().min(2000)];
+        plot::scatter(
+            &Frame::new("", "x", "y").sized(480, 480),
+            &[series("data", &truth.points), series("model", shown)],
+        )
+    }
+
+    /// Writes `points.csv` and `points.svg` for a request.
+    pub(super) fn write(
+        &self,
+        made: &[[f32; 2]],
+        job: &GenerateJob<'_>,
+    ) -> Result<Vec<Made>, TrainError> {
+        let folder = job
+            .out
+            .clone()
+            .unwrap_or_else(|| job.model.join("samples").join("generated"));
+        create_folder(&folder)?;
+        let rows: String = made.iter().map(|[x, y]| format!("{x},{y}\n")).collect();
+        let (table, picture) = (folder.join("points.csv"), folder.join("points.svg"));
+        write_atomic(&table, format!("x,y\n{rows}").as_bytes())?;
+        write_atomic(&picture, self.scatter(made).as_bytes())?;
+        Ok([table, picture]
+            .map(|path| Made::Image {
+                path,
+                seed: job.images.seed,
+            })
+            .into())
+    }
+}
+
+/// The SHA-256 of points.
+pub(super) fn sha256(data: &PointSet) -> String {
+    let coordinates = data.points.iter().flatten();
+    let bytes: Vec<u8> = coordinates.flat_map(|x| x.to_le_bytes()).collect();
+    hash::sha256(&bytes)
+}
+
+/// Rows of two numbers.
+pub(super) fn plane<const D: usize>(made: Tensor<D>) -> Result<Vec<[f32; 2]>, TrainError> {
+    let flat = made
+        .try_into_vec_as::<f32>()
+        .map_err(|error| TrainError::other(format!("{error:?}")))?;
+    Ok(flat.chunks_exact(2).map(|xy| [xy[0], xy[1]]).collect())
+}
+
 impl PointsRecipe {
     /// Reads and checks a recipe.
     ///
@@ -171,7 +277,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let recipe = PointsRecipe::parse(&job.source)?;
     recipe.grid()?;
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
-    let data = recipe.data.source.points(recipe.data.count, seed);
+    let data = recipe.data.open(seed);
     let order = Order::new(data.len(), batch, seed).map_err(TrainError::other)?;
 
     // 2. Model and objective
@@ -208,16 +314,10 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
             let made = draw(model, &recipe, 2000, step, &inner)?;
             Ok(write_atomic(
                 &folder.join("points.svg"),
-                scatter(&recipe, &made).as_bytes(),
+                recipe.data.scatter(&made).as_bytes(),
             )?)
         });
-    let bytes: Vec<u8> = data
-        .points
-        .iter()
-        .flatten()
-        .flat_map(|x| x.to_le_bytes())
-        .collect();
-    let Some(mut run) = job.open_run(&recipe, &hash::sha256(&bytes))? else {
+    let Some(mut run) = job.open_run(&recipe, &sha256(&data))? else {
         return job.estimate(&recipe, model, task, &plan);
     };
     let fitted = fit(model, task, &plan, &mut run, &mut job.control())?;
@@ -254,20 +354,7 @@ pub fn generate(source: &Source, job: GenerateJob<'_>) -> Result<Vec<Made>, Trai
         job.images.seed,
         &job.device,
     )?;
-    let folder = job
-        .out
-        .unwrap_or_else(|| job.model.join("samples").join("generated"));
-    create_folder(&folder)?;
-    let rows: String = made.iter().map(|[x, y]| format!("{x},{y}\n")).collect();
-    let (table, picture) = (folder.join("points.csv"), folder.join("points.svg"));
-    write_atomic(&table, format!("x,y\n{rows}").as_bytes())?;
-    write_atomic(&picture, scatter(&recipe, &made).as_bytes())?;
-    Ok([table, picture]
-        .map(|path| Made::Image {
-            path,
-            seed: job.images.seed,
-        })
-        .into())
+    recipe.data.write(&made, &job)
 }
 
 fn save(model: &DenoiserMlp, recipe: &PointsRecipe, dir: &Path) -> Result<(), TrainError> {
@@ -309,10 +396,7 @@ pub fn draw(
         &mut random,
         |_| {},
     );
-    let flat = made
-        .try_into_vec_as::<f32>()
-        .map_err(|error| TrainError::other(format!("{error:?}")))?;
-    Ok(flat.chunks_exact(2).map(|xy| [xy[0], xy[1]]).collect())
+    plane(made)
 }
 
 /// Mode coverage where the truth is a mixture; distance to fresh data everywhere.
@@ -323,57 +407,9 @@ fn measure(
 ) -> Result<Evaluation, TrainError> {
     let count = recipe.sample.count;
     let made = draw(model, recipe, count, recipe.train.seed, device)?;
-    let signature = |metric: &str| {
-        format!(
-            "{metric}|n={count}|steps={}|sampler={:?}",
-            recipe.sample.steps, recipe.sample.sampler
-        )
-    };
-    let mut evaluation = Evaluation::default();
-    if let Some((centres, sigma)) = recipe.data.source.truth() {
-        let rule = ModeRule::default();
-        let Modes {
-            covered,
-            high_quality,
-            ..
-        } = modes(&made, &centres, sigma, &rule).map_err(TrainError::other)?;
-        evaluation.put("modes", covered as f64, signature("modes"));
-        evaluation.put(
-            "high_quality",
-            high_quality,
-            format!("{}|within={}sigma", signature("high_quality"), rule.n_sigma),
-        );
-    }
-    // Fresh points: neither those learnt from nor those the noise came from.
-    let fresh = recipe
-        .data
-        .source
-        .points(count, recipe.train.seed.wrapping_add(1));
-    let (ours, truth) = (
-        Points::plane(&made).map_err(TrainError::other)?,
-        Points::plane(&fresh.points).map_err(TrainError::other)?,
+    let how = format!(
+        "steps={}|sampler={:?}",
+        recipe.sample.steps, recipe.sample.sampler
     );
-    let random = &mut rng(recipe.train.seed, Stream::Evaluate, 0);
-    let distance = sliced_wasserstein(ours, truth, 64, random).map_err(TrainError::other)?;
-    evaluation.put(
-        "sliced_wasserstein",
-        distance,
-        format!("{}|projections=64", signature("sliced_wasserstein")),
-    );
-    Ok(evaluation)
-}
-
-fn scatter(recipe: &PointsRecipe, made: &[[f32; 2]]) -> String {
-    let truth = recipe.data.source.points(made.len().min(2000), 1);
-    let series = |name, points: &[[f32; 2]]| {
-        Series::new(
-            name,
-            points.iter().map(|[x, y]| (f64::from(*x), f64::from(*y))),
-        )
-    };
-    let shown = &made[..made.len().min(2000)];
-    plot::scatter(
-        &Frame::new("", "x", "y").sized(480, 480),
-        &[series("data", &truth.points), series("model", shown)],
-    )
+    recipe.data.measure(&made, &how, recipe.train.seed)
 }

@@ -12,11 +12,17 @@ use crate::files::{read_text, write_atomic};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
+const CRITIC: &str = "critic.safetensors";
 
 /// Writes `config` and the weights of `model` into `dir`.
 pub(super) fn save<M: Module>(model: &M, config: &Value, dir: &Path) -> Result<(), TrainError> {
     write_atomic(&dir.join(CONFIG), format!("{config:#}\n").as_bytes())?;
     store::save(model, &dir.join(WEIGHTS), &store::Metadata::default()).map_err(TrainError::other)
+}
+
+/// Writes the weights of a critic into `dir`, beside those of its generator.
+pub(super) fn save_critic<M: Module>(model: &M, dir: &Path) -> Result<(), TrainError> {
+    store::save(model, &dir.join(CRITIC), &store::Metadata::default()).map_err(TrainError::other)
 }
 
 /// `empty` with the weights of the run `dir`.

@@ -94,8 +94,11 @@ impl TrainingLine {
     }
 
     fn step(&self, progress: &Progress) {
+        let critic = progress
+            .critic
+            .map_or(String::new(), |loss| format!("  critic {loss:.4}"));
         let line = format!(
-            "loss {:.4}  lr {:.2e}  {:.0} {}/s  {} left",
+            "loss {:.4}{critic}  lr {:.2e}  {:.0} {}/s  {} left",
             progress.loss,
             progress.lr,
             progress.rate,

@@ -30,6 +30,7 @@ built_in![
     "diffusion-fashion",
     "diffusion-mnist",
     "fashion-classifier",
+    "gan-ring8",
     "glyphs",
     "glyphs-classifier",
     "grid25",

@@ -364,3 +364,96 @@ fn packed_documents_stay_apart() {
         json["metrics"]["validation_loss"]
     );
 }
+
+/// Two players on points, with everything that is state beside weights: moments, moving averages, power
+/// iterations, running statistics.
+const TINY_GAN: &str = r#"
+summary = "test"
+family = "gan-points"
+[data]
+source = "ring8"
+count = 200
+[model]
+d_latent = 4
+width = 16
+n_layers = 2
+[generator]
+turns = 1
+optimizer = { kind = "adam", lr = 1e-3 }
+[critic]
+turns = 2
+optimizer = { kind = "rmsprop", lr = 1e-3 }
+[train]
+steps = 12
+batch = 8
+ema = 0.9
+checkpoint_every = 4
+[evaluate]
+count = 50
+"#;
+
+#[test]
+fn two_players_resume_in_the_same_bytes_and_are_asked() {
+    let bench = Bench::new();
+    bench.write("gan.toml", TINY_GAN);
+    let stateful = "--set model.critic.spectral_norm=true --set model.generator.norm=batch \
+                    --set objective.instance_noise={std=0.1,until=8} \
+                    --set objective.gradient_penalty={kind=\"r1\",weight=1.0}";
+    let unrolled = "--set objective.unroll={steps=2,lr=0.1} --set critic.clip_weights=0.5";
+    for (name, sets) in [("stateful", stateful), ("unrolled", unrolled)] {
+        let train = |run: &str| {
+            let ran = bench.run(&format!("train gan.toml --out {run} --json {sets}"));
+            ran.succeeds().json()
+        };
+        let (whole, cut) = (format!("{name}-whole"), format!("{name}-cut"));
+        let metrics = train(&whole)["metrics"].clone();
+        assert!(metrics["modes"].as_f64().unwrap() <= 8.0, "{metrics}");
+        train(&cut);
+        bench.cut_after_the_first_checkpoint(&cut);
+        bench.run(&format!("train --resume {cut}")).succeeds();
+        assert_eq!(bench.weights(&whole), bench.weights(&cut), "{name}");
+        let critic = |run: &str| fs::read(bench.path(run).join("critic.safetensors")).unwrap();
+        assert_eq!(critic(&whole), critic(&cut), "{name}");
+    }
+    let made = bench
+        .run("generate unrolled-whole -n 5 --out made --json")
+        .succeeds();
+    assert_eq!(made.json()["outputs"].as_array().unwrap().len(), 2);
+    let table = fs::read_to_string(bench.path("made/points.csv")).unwrap();
+    assert_eq!(table.lines().count(), 6);
+    let log = fs::read_to_string(bench.path("stateful-whole/metrics.jsonl")).unwrap();
+    for curve in [
+        "critic_loss",
+        "generator_loss",
+        "critic_accuracy",
+        "gradient_penalty",
+    ] {
+        assert!(log.contains(curve), "no {curve}");
+    }
+}
+
+#[test]
+fn remedies_that_do_not_fit_are_refused_by_name() {
+    let bench = Bench::new();
+    bench.write("gan.toml", TINY_GAN);
+    for (sets, words) in [
+        (
+            "model.critic.activation=gelu objective.gradient_penalty={kind=\"wgan-gp\",weight=10.0}",
+            "model.critic.activation is Gelu",
+        ),
+        (
+            "objective.loss=hinge objective.label_smoothing=0.1",
+            "no target to smooth",
+        ),
+        (
+            "model.critic.packing=3",
+            "a multiple of model.critic.packing = 3",
+        ),
+        ("train.clip_norm=1.0", "move it to [generator] or [critic]"),
+        ("critic.turns=0", "`turns` must be at least 1"),
+    ] {
+        let sets: Vec<_> = sets.split(' ').map(|set| format!("--set {set}")).collect();
+        let ran = bench.run(&format!("train gan.toml {}", sets.join(" ")));
+        ran.fails(2, &[words]);
+    }
+}

@@ -1,0 +1,270 @@
+//! Generative adversarial networks: a generator makes examples of noise, a critic tells them from real
+//! ones, and each learns from the other (Goodfellow et al. 2014, arXiv:1406.2661).
+//!
+//! Examples are images, `[batch, channels, height, width]`; points of the plane are images of two
+//! channels and one pixel, so that every loss and every remedy serves both. Three things stand apart: the
+//! networks ([`Gan`]), what the players want of the critic's scores ([`AdversarialLoss`]), and the
+//! [`Objective`], which holds no weights and adds the remedies.
+
+mod critic;
+mod generator;
+mod layer;
+mod loss;
+mod minibatch;
+mod objective;
+mod penalty;
+mod unroll;
+
+use burn::{module::Module, tensor::Device};
+use maquette_nn::{
+    InitScheme,
+    init::{Fill, Slot, initialise},
+};
+use maquette_rng::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{ModelError, require};
+
+pub use critic::{Critic, Judgement};
+pub use generator::Generator;
+pub use layer::{Activation, NormChoice};
+pub use loss::AdversarialLoss;
+pub use minibatch::MinibatchConfig;
+pub use objective::{InstanceNoise, Objective, ObjectiveConfig, PlayerLoss, Turn};
+pub use penalty::{PenaltyConfig, PenaltyKind};
+pub use unroll::UnrollConfig;
+
+/// The networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Network {
+    /// Linear layers.
+    #[default]
+    Mlp,
+}
+
+/// Configuration of a [`Gan`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GanConfig {
+    /// Channels, height and width; the data's.
+    pub image: [usize; 3],
+    /// Numbers of noise that the generator starts from.
+    pub d_latent: usize,
+    /// What both players are built of.
+    pub network: Network,
+    /// Width of the hidden layers.
+    pub width: usize,
+    /// Hidden layers.
+    pub n_layers: usize,
+    /// The generator's own.
+    pub generator: GeneratorConfig,
+    /// The critic's own.
+    pub critic: CriticConfig,
+}
+
+/// What is the generator's alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GeneratorConfig {
+    /// Between the layers.
+    pub activation: Activation,
+    /// Of the hidden layers.
+    pub norm: NormChoice,
+}
+
+/// What is the critic's alone.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CriticConfig {
+    /// Between the layers.
+    pub activation: Activation,
+    /// Of the hidden layers.
+    pub norm: NormChoice,
+    /// Divide every weight by its largest singular value (Miyato et al. 2018, arXiv:1802.05957).
+    pub spectral_norm: bool,
+    /// Show each example's closeness to the rest of its batch (Salimans et al. 2016, section 3.2,
+    /// arXiv:1606.03498).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minibatch_discrimination: Option<MinibatchConfig>,
+    /// Show the mean standard deviation of the features over the batch (Karras et al. 2018, section 3,
+    /// arXiv:1710.10196).
+    pub minibatch_deviation: bool,
+    /// Examples judged together (Lin et al. 2018, PacGAN, arXiv:1712.04086); 1 judges each alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packing: Option<usize>,
+}
+
+impl CriticConfig {
+    /// Examples judged together.
+    pub fn pack(&self) -> usize {
+        self.packing.unwrap_or(1)
+    }
+
+    /// Whether a score depends on the other examples of its batch, as no penalty per example allows.
+    pub fn mixes_examples(&self) -> bool {
+        self.norm == NormChoice::Batch
+            || self.minibatch_deviation
+            || self.minibatch_discrimination.is_some()
+    }
+}
+
+impl Default for GeneratorConfig {
+    fn default() -> Self {
+        Self {
+            activation: Activation::Relu,
+            norm: NormChoice::None,
+        }
+    }
+}
+
+impl Default for GanConfig {
+    fn default() -> Self {
+        Self {
+            image: [2, 1, 1],
+            d_latent: 2,
+            network: Network::Mlp,
+            width: 128,
+            n_layers: 3,
+            generator: GeneratorConfig::default(),
+            critic: CriticConfig::default(),
+        }
+    }
+}
+
+impl GanConfig {
+    /// Checks that the sizes fit together.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming the first key at fault.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let positive = |key, value| require(value > 0, key, || "must be at least 1".into());
+        positive("d_latent", self.d_latent)?;
+        positive("width", self.width)?;
+        positive("n_layers", self.n_layers)?;
+        positive("image", self.image.iter().product())?;
+        positive("critic.packing", self.critic.pack())?;
+        if let Some(minibatch) = &self.critic.minibatch_discrimination {
+            positive("critic.minibatch_discrimination.kernels", minibatch.kernels)?;
+            positive("critic.minibatch_discrimination.dims", minibatch.dims)?;
+        }
+        for (key, norm) in [
+            ("generator.norm", self.generator.norm),
+            ("critic.norm", self.critic.norm),
+        ] {
+            let flat = self.network == Network::Mlp && norm == NormChoice::Instance;
+            require(!flat, key, || {
+                "instance norm looks at the places of an image, and linear layers have none; \
+                 use batch, layer or none"
+                    .into()
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Two players whose weights are drawn from `rng`.
+    ///
+    /// # Panics
+    /// If [`GanConfig::validate`] fails.
+    pub fn init(&self, device: &Device, rng: &mut Rng) -> Gan {
+        if let Err(error) = self.validate() {
+            panic!("invalid GanConfig: {error}");
+        }
+        let gan = Gan {
+            generator: Generator::new(self, device),
+            critic: Critic::new(self, device),
+        };
+        initialise(gan, rng, |slot| self.fill(slot))
+    }
+
+    fn fill(&self, slot: &Slot) -> Fill {
+        match slot.path.rsplit('.').next().unwrap_or_default() {
+            "gamma" | "running_var" => Fill::Constant(1.0),
+            "beta" | "running_mean" => Fill::Constant(0.0),
+            // The start of a power iteration; the projections of minibatch discrimination.
+            "u" => Fill::Normal { std: 1.0 },
+            "projection" => Fill::Normal { std: 0.1 },
+            _ => InitScheme::He.fill(slot),
+        }
+    }
+}
+
+/// Both players.
+#[derive(Module, Debug)]
+pub struct Gan {
+    /// Makes examples.
+    pub generator: Generator,
+    /// Judges them.
+    pub critic: Critic,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn::tensor::{Tensor, TensorData};
+    use maquette_rng::{Stream, normal, rng};
+
+    fn config(change: impl Fn(&mut GanConfig)) -> GanConfig {
+        let mut config = GanConfig {
+            width: 16,
+            ..GanConfig::default()
+        };
+        change(&mut config);
+        config
+    }
+
+    fn noise(shape: [usize; 2], device: &Device) -> Tensor<2> {
+        let values = normal(&mut rng(0, Stream::Noise, 0), shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    #[test]
+    fn every_choice_gives_both_players_finite_gradients() {
+        let device = Device::flex().autodiff();
+        let choices: [fn(&mut GanConfig); 8] = [
+            |_| (),
+            |c| (c.generator.norm, c.critic.norm) = (NormChoice::Batch, NormChoice::Layer),
+            |c| (c.generator.norm, c.critic.norm) = (NormChoice::Layer, NormChoice::Batch),
+            |c| c.critic.spectral_norm = true,
+            |c| c.critic.minibatch_discrimination = Some(MinibatchConfig::default()),
+            |c| c.critic.minibatch_deviation = true,
+            |c| c.critic.packing = Some(2),
+            |c| {
+                (c.generator.activation, c.critic.activation) = (Activation::Tanh, Activation::Silu)
+            },
+        ];
+        for (i, choice) in choices.into_iter().enumerate() {
+            let config = config(choice);
+            let gan = config.init(&device, &mut rng(0, Stream::Init, 0));
+            let made = gan.generator.forward(noise([8, 2], &device));
+            assert_eq!(made.dims(), [8, 2, 1, 1]);
+            let judged = gan.critic.judge(made);
+            assert_eq!(judged.scores.dims(), [8 / config.critic.pack()]);
+            let grads = judged.scores.square().mean().backward();
+            let gradient = gan.generator.first_weight().grad(&grads).unwrap();
+            let norm = gradient.abs().sum().into_scalar::<f32>();
+            assert!(norm.is_finite() && norm > 0.0, "choice {i}: {norm}");
+        }
+    }
+
+    #[test]
+    fn same_generator_same_players() {
+        let device = Device::flex();
+        let scores = || {
+            let gan = config(|c| c.critic.spectral_norm = true)
+                .init(&device, &mut rng(3, Stream::Init, 0));
+            let made = gan.generator.forward(noise([4, 2], &device));
+            gan.critic.judge(made).scores.into_data()
+        };
+        assert_eq!(scores(), scores());
+    }
+
+    #[test]
+    fn contradictions_name_their_key() {
+        let error = config(|c| c.critic.norm = NormChoice::Instance)
+            .validate()
+            .unwrap_err();
+        assert!(error.to_string().starts_with("critic.norm: instance norm"));
+        assert!(serde_json::from_str::<GanConfig>(r#"{"depth": 3}"#).is_err());
+    }
+}

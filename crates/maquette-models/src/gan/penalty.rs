@@ -1,0 +1,288 @@
+//! Exact penalties on the critic's gradient with respect to its input.
+//!
+//! The gradient is written as forward operators ([`Critic::input_gradient`]), so that the penalty's own
+//! gradient with respect to the critic's weights is exact.
+
+use burn::tensor::{Tensor, TensorData};
+use maquette_rng::{Rng, uniform};
+use serde::{Deserialize, Serialize};
+
+use super::{Critic, GanConfig};
+use crate::error::{ModelError, require};
+
+/// What is penalised, `g` the gradient of a score with respect to its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PenaltyKind {
+    /// `(|g| - 1)^2` between real and made examples (Gulrajani et al. 2017, eq. 3, arXiv:1704.00028).
+    WganGp,
+    /// `max(0, |g| - 1)^2` there (Petzka et al. 2018, arXiv:1709.08894).
+    WganLp,
+    /// `|g|^2 / 2` at real examples (Mescheder et al. 2018, eq. 9, arXiv:1801.04406).
+    R1,
+    /// `|g|^2 / 2` at made ones (the same, eq. 10).
+    R2,
+}
+
+/// Configuration of a gradient penalty.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PenaltyConfig {
+    /// What is penalised.
+    pub kind: PenaltyKind,
+    /// Its factor: 10 is usual for `wgan-gp`; `gamma` of the others.
+    pub weight: f64,
+}
+
+impl PenaltyConfig {
+    /// Checks that the critic's gradient can be written out exactly.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] naming what cannot.
+    pub fn validate(&self, gan: &GanConfig) -> Result<(), ModelError> {
+        let usable = self.weight.is_finite() && self.weight >= 0.0;
+        require(usable, "gradient_penalty.weight", || {
+            "must be 0 or more".into()
+        })?;
+        let activation = gan.critic.activation;
+        require(activation.is_piecewise_linear(), "gradient_penalty", || {
+            format!(
+                "is exact only for piecewise linear critics, and model.critic.activation is \
+                     {activation:?}; use relu or leaky-relu there, or leave the penalty out"
+            )
+        })?;
+        require(!gan.critic.mixes_examples(), "gradient_penalty", || {
+            "is of each example alone, and this critic's scores depend on the rest of the \
+                 batch; use model.critic.norm = \"layer\" or \"none\" and leave minibatch features out"
+                    .into()
+        })
+    }
+
+    /// The mean penalty over the batch, without its weight. `real` and `fake` count as constants.
+    ///
+    /// # Shapes
+    /// - real, fake: `[batch, channels, height, width]`
+    /// - output: `[1]`
+    pub fn of(
+        &self,
+        critic: &Critic,
+        real: Tensor<4>,
+        fake: Tensor<4>,
+        rng: &mut Rng,
+    ) -> Tensor<1> {
+        let at = match self.kind {
+            PenaltyKind::R1 => real,
+            PenaltyKind::R2 => fake,
+            PenaltyKind::WganGp | PenaltyKind::WganLp => {
+                // One share per example; one per pack where several are judged together.
+                let (batch, pack) = (real.dims()[0], critic.pack());
+                let shares = uniform(rng, batch / pack);
+                let shares: Vec<_> = shares.iter().flat_map(|s| vec![*s; pack]).collect();
+                let shares = TensorData::new(shares, [batch, 1, 1, 1]);
+                let shares = Tensor::<4>::from_data(shares, &real.device());
+                fake.clone() + shares * (real - fake)
+            }
+        };
+        let (_, gradient) = critic.input_gradient(at);
+        let square = gradient.square().sum_dim(1);
+        match self.kind {
+            PenaltyKind::R1 | PenaltyKind::R2 => square.mean() * 0.5,
+            // The root has no slope at zero; so small a number moves none.
+            PenaltyKind::WganGp => ((square + 1e-12).sqrt() - 1.0).square().mean(),
+            PenaltyKind::WganLp => {
+                let excess = (square + 1e-12).sqrt() - 1.0;
+                excess.clamp_min(0.0).square().mean()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+    use burn::tensor::Device;
+    use maquette_rng::{Stream, normal, rng};
+
+    use super::*;
+    use crate::gan::{Activation, CriticConfig, Gan, MinibatchConfig, NormChoice};
+
+    fn gan(change: impl Fn(&mut GanConfig)) -> (Gan, GanConfig) {
+        let mut config = GanConfig {
+            width: 12,
+            n_layers: 2,
+            ..GanConfig::default()
+        };
+        change(&mut config);
+        let device = Device::flex().autodiff();
+        (config.init(&device, &mut rng(5, Stream::Init, 0)), config)
+    }
+
+    fn batch(seed: u64, config: &GanConfig) -> Tensor<4> {
+        let [channels, height, width] = config.image;
+        let shape = [6, channels, height, width];
+        let values = normal(&mut rng(seed, Stream::Data, 0), shape.iter().product());
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex().autodiff())
+    }
+
+    /// Adds `step` times a fixed direction to every trained parameter.
+    struct Along {
+        step: f32,
+        seed: u64,
+    }
+
+    impl Along {
+        fn direction(seed: &mut u64, n: usize) -> Vec<f32> {
+            *seed += 1;
+            normal(&mut rng(*seed, Stream::Noise, 0), n)
+        }
+    }
+
+    impl ModuleMapper for Along {
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+            if !param.is_require_grad() {
+                return param;
+            }
+            let shape = param.lazy_shape();
+            let direction = Self::direction(&mut self.seed, shape.num_elements());
+            let step = self.step;
+            param.map(|weight| {
+                let move_by = TensorData::new(direction, shape);
+                let move_by = Tensor::from_data(move_by, &weight.device()) * step;
+                (weight + move_by).detach().require_grad()
+            })
+        }
+    }
+
+    /// The slope of the loss along that direction, from the gradients.
+    struct Slope<'a> {
+        grads: &'a burn::tensor::Gradients,
+        seed: u64,
+        slope: f64,
+        /// Squared length of the gradient: what the square of the slope is on average.
+        square: f64,
+    }
+
+    impl ModuleVisitor for Slope<'_> {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            if !param.is_require_grad() {
+                return;
+            }
+            let shape = param.lazy_shape();
+            let direction = Along::direction(&mut self.seed, shape.num_elements());
+            // An offset before a layer without activation moves no gradient.
+            let Some(grad) = param.val().grad(self.grads) else {
+                return;
+            };
+            let grad = grad.into_data().try_to_vec::<f32>().unwrap();
+            self.square += grad.iter().map(|g| f64::from(g * g)).sum::<f64>();
+            let products = grad.iter().zip(&direction);
+            self.slope += products.map(|(g, d)| f64::from(g * d)).sum::<f64>();
+        }
+    }
+
+    /// The largest gap between the penalty's slope and central differences over directions, in lengths of
+    /// the gradient.
+    pub(crate) fn worst_gap(kind: PenaltyKind, change: impl Fn(&mut GanConfig)) -> f64 {
+        let (gan, config) = gan(change);
+        let penalty = PenaltyConfig { kind, weight: 1.0 };
+        penalty.validate(&config).unwrap();
+        let value = |critic: &Critic| {
+            let random = &mut rng(0, Stream::Noise, 1);
+            penalty.of(critic, batch(1, &config), batch(2, &config), random)
+        };
+        let (mut worst, mut compared) = (0.0f64, 0);
+        for seed in (10..310).step_by(10) {
+            let grads = value(&gan.critic).backward();
+            let mut slope = Slope {
+                grads: &grads,
+                seed,
+                slope: 0.0,
+                square: 0.0,
+            };
+            gan.critic.visit(&mut slope);
+            let numeric = |step: f32| {
+                let at = |step: f32| {
+                    let moved = gan.critic.clone().map(&mut Along { step, seed });
+                    f64::from(value(&moved).into_scalar::<f32>())
+                };
+                (at(step) - at(-step)) / (2.0 * f64::from(step))
+            };
+            // Where an activation's corner lies within the step, the penalty jumps: differences of two
+            // lengths then disagree, and say nothing of the slope.
+            let (long, short) = (numeric(1e-3), numeric(5e-4));
+            let length = slope.square.sqrt();
+            if (long - short).abs() > 3e-3 * length {
+                continue;
+            }
+            compared += 1;
+            worst = worst.max((long - slope.slope).abs() / length);
+        }
+        assert!(compared >= 5, "corners everywhere: {compared}");
+        worst
+    }
+
+    #[test]
+    fn parameter_gradient_equals_finite_differences() {
+        let kinds = [PenaltyKind::WganGp, PenaltyKind::R1, PenaltyKind::R2];
+        for kind in kinds {
+            for (name, norm, activation, packing) in [
+                ("leaky", NormChoice::None, Activation::LeakyRelu, None),
+                ("relu", NormChoice::None, Activation::Relu, None),
+                ("layer norm", NormChoice::Layer, Activation::LeakyRelu, None),
+                ("packed", NormChoice::None, Activation::LeakyRelu, Some(2)),
+            ] {
+                let gap = worst_gap(kind, |config| {
+                    config.critic = CriticConfig {
+                        norm,
+                        activation,
+                        packing,
+                        ..CriticConfig::default()
+                    }
+                });
+                assert!(gap < 1e-3, "{kind:?}, {name}: {gap}");
+            }
+        }
+    }
+
+    #[test]
+    fn input_gradient_equals_burn_s_own() {
+        for spectral_norm in [false, true] {
+            let (gan, config) = gan(|config| config.critic.spectral_norm = spectral_norm);
+            let x = batch(3, &config).require_grad();
+            let (scores, gradient) = gan.critic.input_gradient(x.clone());
+            let judged = gan.critic.judge(x.clone()).scores;
+            let gap = (scores - judged.clone()).abs().max();
+            assert!(gap.into_scalar::<f32>() < 1e-5);
+            let grads = judged.sum().backward();
+            let own = x.grad(&grads).unwrap().flatten::<2>(1, 3);
+            let gap = (gradient.inner() - own).abs().max();
+            assert!(gap.into_scalar::<f32>() < 1e-5);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_exact_is_refused_by_name() {
+        let penalty = PenaltyConfig {
+            kind: PenaltyKind::WganGp,
+            weight: 10.0,
+        };
+        let refused = |change: fn(&mut CriticConfig)| {
+            let mut config = GanConfig::default();
+            change(&mut config.critic);
+            penalty.validate(&config).unwrap_err().to_string()
+        };
+        let message = refused(|critic| critic.activation = Activation::Silu);
+        assert!(
+            message.contains("model.critic.activation is Silu"),
+            "{message}"
+        );
+        for change in [
+            (|critic| critic.norm = NormChoice::Batch) as fn(&mut CriticConfig),
+            |critic| critic.minibatch_deviation = true,
+            |critic| critic.minibatch_discrimination = Some(MinibatchConfig::default()),
+        ] {
+            let message = refused(change);
+            assert!(message.contains("rest of the batch"), "{message}");
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Generative adversarial networks: what their recipes share, whatever they are trained on.
+
+pub mod points;
+
+use std::path::Path;
+
+use burn::tensor::{Device, Tensor, TensorData};
+use maquette_models::gan::{Critic, GanConfig, Generator, ObjectiveConfig, PlayerLoss, Turn};
+use maquette_rng::{Rng, Stream, normal, rng};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{Family, weights};
+use crate::adversarial::Seen;
+use crate::spec::{Invalid, PublishedNumbers};
+use crate::{
+    Batch, BoxError, Contest, LoopSpec, Loss, PlayerSpec, RecipeError, Source, TrainError,
+};
+
+/// Everything about one adversarial network on data of the section `D`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GanRecipe<D> {
+    /// One line for listings.
+    pub summary: String,
+    /// `gan-points`.
+    pub family: Family,
+    /// What is learnt from.
+    pub data: D,
+    /// Both networks. `image` is the data's.
+    #[serde(default)]
+    pub model: GanConfig,
+    /// What the players minimise.
+    #[serde(default)]
+    pub objective: ObjectiveConfig,
+    /// How the generator learns.
+    pub generator: PlayerSpec,
+    /// How the critic learns.
+    pub critic: PlayerSpec,
+    /// The loop.
+    pub train: LoopSpec,
+    /// What is measured at the end.
+    #[serde(default)]
+    pub evaluate: GanEvaluation,
+    /// Published numbers to stand beside ours.
+    #[serde(default, skip_serializing_if = "PublishedNumbers::is_empty")]
+    pub published: PublishedNumbers,
+}
+
+/// `[evaluate]` of an adversarial network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct GanEvaluation {
+    /// Examples made to be measured.
+    pub count: usize,
+}
+
+impl Default for GanEvaluation {
+    /// As many as VEEGAN counts modes in (Srivastava et al. 2017).
+    fn default() -> Self {
+        Self { count: 2500 }
+    }
+}
+
+impl<D: DeserializeOwned> GanRecipe<D> {
+    /// Reads a recipe and checks all but its data.
+    pub(super) fn read(source: &Source) -> Result<Self, TrainError> {
+        let recipe: Self = source.parse()?;
+        let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
+        recipe.train.validate().map_err(at("train"))?;
+        recipe.train.validate_for_players().map_err(at("train"))?;
+        check_player(
+            source,
+            ["generator", "generator.optimizer", "generator.schedule"],
+            &recipe.generator,
+        )?;
+        check_player(
+            source,
+            ["critic", "critic.optimizer", "critic.schedule"],
+            &recipe.critic,
+        )?;
+        source.check("model", recipe.model.validate())?;
+        source.check("objective", recipe.objective.validate(&recipe.model))?;
+        let pack = recipe.model.critic.pack();
+        if !recipe.train.batch.is_multiple_of(pack) {
+            let error = Invalid::new(
+                "batch",
+                format!(
+                    "a batch of {} cannot be judged {pack} at a time",
+                    recipe.train.batch
+                ),
+                format!("take a multiple of model.critic.packing = {pack}"),
+            );
+            return Err(source.locate("train", error).into());
+        }
+        if recipe.evaluate.count == 0 {
+            let error = Invalid::new("count", "count must be at least 1", "2500 is usual");
+            return Err(source.locate("evaluate", error).into());
+        }
+        Ok(recipe)
+    }
+}
+
+fn check_player(
+    source: &Source,
+    [section, optimizer, schedule]: [&'static str; 3],
+    player: &PlayerSpec,
+) -> Result<(), RecipeError> {
+    let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
+    player.validate().map_err(at(section))?;
+    player.optimizer.validate().map_err(at(optimizer))?;
+    player.schedule.validate().map_err(at(schedule))
+}
+
+/// The game between both players over batches of real examples, `[batch, channels, height, width]`.
+fn contest<'a, D>(
+    recipe: &'a GanRecipe<D>,
+    batches: impl FnMut(u64) -> Result<Batch<Tensor<4>>, BoxError> + 'a,
+) -> Contest<'a, Generator, Critic, Tensor<4>> {
+    let (d_latent, seed) = (recipe.model.d_latent, recipe.train.seed);
+    let objective = recipe.objective.init();
+    let critics = objective.clone();
+    Contest::new(
+        batches,
+        move |seen: Players<'_>| {
+            seen.critic.renew();
+            play(seen, d_latent, seed, |turn, critic| {
+                critics.critic(critic, turn)
+            })
+        },
+        move |seen: Players<'_>| {
+            play(seen, d_latent, seed, |turn, critic| {
+                objective.generator(critic, turn)
+            })
+        },
+    )
+}
+
+type Players<'a> = Seen<'a, Generator, Critic, Tensor<4>>;
+
+/// A turn: examples of fresh noise, and the loss of the player whose turn it is.
+fn play(
+    seen: Players<'_>,
+    d_latent: usize,
+    seed: u64,
+    loss: impl FnOnce(Turn<'_>, &Critic) -> PlayerLoss,
+) -> Loss {
+    let random = &mut rng(seed, Stream::Noise, seen.turn);
+    let real = seen.batch.clone();
+    let z = noise(real.dims()[0], d_latent, random, &real.device());
+    let turn = Turn {
+        real,
+        fake: seen.generator.forward(z),
+        step: seen.step,
+        rng: random,
+    };
+    let PlayerLoss { total, parts } = loss(turn, seen.critic);
+    Loss { total, parts }
+}
+
+/// Standard normal latents, `[count, d_latent]`.
+fn noise(count: usize, d_latent: usize, random: &mut Rng, device: &Device) -> Tensor<2> {
+    let values = normal(random, count * d_latent);
+    Tensor::from_data(TensorData::new(values, [count, d_latent]), device)
+}
+
+fn save<D>(
+    (generator, critic): &(Generator, Critic),
+    recipe: &GanRecipe<D>,
+    dir: &Path,
+) -> Result<(), TrainError> {
+    let config = json!({ "architecture": "gan", "model": recipe.model });
+    weights::save(generator, &config, dir)?;
+    weights::save_critic(critic, dir)
+}
+
+fn load<D>(recipe: &GanRecipe<D>, dir: &Path, device: &Device) -> Result<Generator, TrainError> {
+    let empty = recipe.model.init(device, &mut rng(0, Stream::Init, 0));
+    weights::load(empty.generator, dir)
+}
