@@ -289,7 +289,7 @@ fn a_folder_whose_files_contradict_each_other() {
     refused(
         "n_embd",
         32.into(),
-        &["model.safetensors", "c_attn", "[96]"],
+        &["model.safetensors", "wte.weight", "16]", "32]"],
     );
     refused("n_layer", 3.into(), &["model.safetensors", "h.1."]);
     refused("vocab_size", 7.into(), &["model.safetensors", "7"]);

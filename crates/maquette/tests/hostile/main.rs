@@ -110,6 +110,7 @@ each![
     idx,
     png,
     recipe,
+    squeezenet,
     task,
     template,
     chat_template,
