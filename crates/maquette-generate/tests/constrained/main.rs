@@ -113,7 +113,7 @@ fn texts_under_twenty_schemas_parse_and_validate() {
 }
 
 #[test]
-#[ignore = "a thousand texts"]
+#[ignore = "a thousand texts: cargo test --release -p maquette-generate --test constrained -- --ignored"]
 fn a_thousand_texts_under_twenty_schemas_parse_and_validate() {
     all_parse_and_validate(1000);
 }
