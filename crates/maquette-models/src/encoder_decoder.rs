@@ -582,6 +582,27 @@ impl EncoderDecoder {
     }
 }
 
+/// Texts as one table, filled up with `pad`, and 1 where a token is not filling.
+///
+/// # Shapes
+/// - both: `[rows, longest]`, at least one wide
+pub fn padded(rows: &[Vec<u32>], pad: u32, device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
+    let (mut ids, mut mask) = (Vec::new(), Vec::new());
+    for row in rows {
+        let filling = width - row.len();
+        ids.extend(row.iter().map(|id| *id as i32));
+        ids.extend(vec![pad as i32; filling]);
+        mask.extend(vec![1f32; row.len()]);
+        mask.extend(vec![0f32; filling]);
+    }
+    let shape = [rows.len(), width];
+    (
+        Tensor::from_data(TensorData::new(ids, shape), device),
+        Tensor::from_data(TensorData::new(mask, shape), device),
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -20,7 +20,7 @@ use maquette_rng::Rng;
 use maquette_rng::rand::{RngExt as _, seq::SliceRandom as _};
 use serde::{Deserialize, Serialize};
 
-use crate::encoder_decoder::{EncoderDecoder, EncoderDecoderConfig, Memory};
+use crate::encoder_decoder::{EncoderDecoder, EncoderDecoderConfig, Memory, padded};
 use crate::error::{ModelError, require};
 
 /// The tokens that are no text.
@@ -287,12 +287,12 @@ impl MaskPredict {
     fn encode(&self, sources: &[Vec<u32>], device: &Device) -> Memory {
         let with_length = |source: &Vec<u32>| [&[self.special.length], &source[..]].concat();
         let rows: Vec<Vec<u32>> = sources.iter().map(with_length).collect();
-        let (tokens, mask) = self.table(&rows, device);
+        let (tokens, mask) = padded(&rows, self.special.pad, device);
         self.network.encode(tokens, Some(mask))
     }
 
     fn logits(&self, answers: &[Vec<u32>], memory: &Memory, device: &Device) -> Tensor<3> {
-        let (tokens, mask) = self.table(answers, device);
+        let (tokens, mask) = padded(answers, self.special.pad, device);
         let logits = self.network.decode_around(tokens, mask, memory);
         // What is no text is never an answer.
         let vocab = logits.dims()[2];
@@ -307,24 +307,6 @@ impl MaskPredict {
     fn length_logits(&self, memory: &Memory) -> Tensor<2> {
         let first = memory.features.clone().narrow(1, 0, 1).squeeze_dim(1);
         self.length.forward(first)
-    }
-
-    /// `[rows, longest]` ids, filled up, and 1 where one is not filling.
-    fn table(&self, rows: &[Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
-        let width = rows.iter().map(Vec::len).max().unwrap_or(0).max(1);
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for row in rows {
-            let filling = width - row.len();
-            ids.extend(row.iter().map(|id| *id as i32));
-            ids.extend(vec![self.special.pad as i32; filling]);
-            mask.extend(vec![1f32; row.len()]);
-            mask.extend(vec![0f32; filling]);
-        }
-        let shape = [rows.len(), width];
-        (
-            Tensor::from_data(TensorData::new(ids, shape), device),
-            Tensor::from_data(TensorData::new(mask, shape), device),
-        )
     }
 }
 

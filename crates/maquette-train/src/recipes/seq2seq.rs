@@ -9,6 +9,7 @@ use maquette_data::tokenizer::{TokenizerConfig, TokenizerKind};
 use maquette_data::{TokenSet, Tokenizer, stories, text};
 use maquette_eval::likelihood;
 use maquette_generate::text::StopReason;
+use maquette_models::encoder_decoder::padded;
 use maquette_models::{EncoderDecoder, EncoderDecoderConfig, hf};
 use maquette_rng::rand::RngExt as _;
 use maquette_rng::{Stream, rng};
@@ -386,31 +387,13 @@ impl Rows {
         }
     }
 
-    /// `[rows, longest]` ids, and 1 where one is not filling.
-    fn table(&self, rows: &[Vec<u32>], device: &Device) -> (Tensor<2, Int>, Tensor<2>) {
-        let width = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let (mut ids, mut mask) = (Vec::new(), Vec::new());
-        for row in rows {
-            let filling = width - row.len();
-            ids.extend(row.iter().map(|id| *id as i32));
-            ids.extend(vec![self.special.pad as i32; filling]);
-            mask.extend(vec![1f32; row.len()]);
-            mask.extend(vec![0f32; filling]);
-        }
-        let shape = [rows.len(), width];
-        (
-            Tensor::from_data(TensorData::new(ids, shape), device),
-            Tensor::from_data(TensorData::new(mask, shape), device),
-        )
-    }
-
     fn loss(&self, model: &EncoderDecoder, device: &Device) -> Tensor<1> {
-        let (sources, mask) = self.table(&self.sources, device);
+        let (sources, mask) = padded(&self.sources, self.special.pad, device);
         let memory = model.encode(sources, Some(mask));
         let Special { start, end, .. } = self.special;
         let late = |target: &Vec<u32>| [&[start], &target[..]].concat();
         let inputs: Vec<Vec<u32>> = self.targets.iter().map(late).collect();
-        let (inputs, _) = self.table(&inputs, device);
+        let (inputs, _) = padded(&inputs, self.special.pad, device);
         let [_, width] = inputs.dims();
         let (mut places, mut targets) = (Vec::new(), Vec::new());
         for (row, target) in self.targets.iter().enumerate() {
@@ -426,7 +409,7 @@ impl Rows {
 
     /// The likeliest answers, token by token.
     fn answers(&self, model: &EncoderDecoder, device: &Device) -> Vec<Vec<u32>> {
-        let (sources, mask) = self.table(&self.sources, device);
+        let (sources, mask) = padded(&self.sources, self.special.pad, device);
         let memory = model.encode(sources, Some(mask));
         let Special { start, end, .. } = self.special;
         model.greedy(&memory, start, end, model.seq_len())
