@@ -74,6 +74,11 @@ impl PowerIteration {
         weight / sigma.reshape([1; D])
     }
 
+    /// The left vector of length one, `[1, rows]`, a constant. With it, `sigma` is the length of `u W`.
+    pub fn left(&self) -> Tensor<2> {
+        unit(self.u.value())
+    }
+
     fn vector(&self, like: &Tensor<2>) -> Tensor<2> {
         self.u.value().to_device(&like.device())
     }

@@ -11,6 +11,7 @@ use maquette_models::nn::ema::Ema;
 use maquette_rng::{Stream, seed_for};
 
 use crate::checkpoint::{self, LoopState, Snapshot};
+use crate::diagnosis::{Diagnosis, Expected, Finding};
 use crate::fit::{Measured, diverged, failed, sampled, validated};
 use crate::progress::{Clock, Control, Event};
 use crate::spec::{LoopSpec, PlayerSpec};
@@ -65,6 +66,7 @@ pub struct Contest<'a, G, C, B> {
     validate: Option<ValidateFn<'a, G>>,
     sample: Option<SampleFn<'a, G>>,
     unit: &'static str,
+    expected: Option<Expected>,
 }
 
 impl<'a, G, C, B> Contest<'a, G, C, B> {
@@ -81,7 +83,15 @@ impl<'a, G, C, B> Contest<'a, G, C, B> {
             validate: None,
             sample: None,
             unit: "examples",
+            expected: None,
         }
+    }
+
+    /// Names faults of the game while it is played. The generator's loss then has the parts that
+    /// [`crate::diagnosis`] looks at.
+    pub fn diagnosed(mut self, expected: Expected) -> Self {
+        self.expected = Some(expected);
+        self
     }
 
     /// Metrics of the generator (without gradients; its moving average if there is one).
@@ -120,6 +130,10 @@ pub fn adversarial<G: Module, C: Module, B>(
     let train = plan.train;
     let mut at = Position::start(players, plan, run)?;
     let items = train.batch as f64 * plan.critic.turns as f64;
+    let mut diagnosis = contest
+        .expected
+        .map(|expected| Ok::<_, TrainError>(Diagnosis::new(expected).knowing(&run.findings()?)))
+        .transpose()?;
     let clock = Clock::start(&at.state, train, plan.steps, (items, contest.unit));
     (control.on_event)(Event::Started {
         step: at.state.step,
@@ -146,6 +160,9 @@ pub fn adversarial<G: Module, C: Module, B>(
             values.insert(format!("{}_per_second", progress.unit), progress.rate);
             run.log(Phase::Train, step, &values)?;
         }
+        if let Some(diagnosis) = &mut diagnosis {
+            tell(diagnosis.see(step, &values), run, control)?;
+        }
 
         // 3. Validate, sample, save, each at its own pace and all at the end.
         let due = |every: Option<u64>| last || every.is_some_and(|every| step % every == 0);
@@ -155,6 +172,13 @@ pub fn adversarial<G: Module, C: Module, B>(
             .filter(|_| due(train.validate_every))
         {
             let metrics = validated(validate, &at.shown(), step, run, control)?;
+            if let Some(diagnosis) = &mut diagnosis {
+                tell(
+                    diagnosis.see_validation(step, plan.steps, &metrics),
+                    run,
+                    control,
+                )?;
+            }
             at.state.validated(metrics);
         }
         if due(train.sample_every) {
@@ -179,6 +203,15 @@ pub fn adversarial<G: Module, C: Module, B>(
         validation: at.state.validation(),
         model: (at.shown(), at.critic.model.valid()),
     })
+}
+
+/// Keeps what was found in the run, and says it.
+fn tell(found: Vec<Finding>, run: &Run, control: &mut Control<'_>) -> Result<(), TrainError> {
+    for finding in found {
+        run.keep_finding(&finding)?;
+        (control.on_event)(Event::Found(&finding));
+    }
+    Ok(())
 }
 
 /// Takes a few steps, writes nothing, and says what one costs.

@@ -11,6 +11,7 @@ pub mod adversarial;
 pub mod attention;
 pub mod checkpoint;
 pub mod clip;
+pub mod diagnosis;
 pub mod error;
 pub mod events;
 pub mod feature_net;

@@ -49,6 +49,8 @@ pub enum Event<'a> {
         /// Its folder.
         path: &'a Path,
     },
+    /// A fault of an adversarial game was found.
+    Found(&'a crate::diagnosis::Finding),
     /// Something outside the loop takes a while: reading data, measuring.
     Doing(&'a str),
 }

@@ -9,6 +9,7 @@ use minijinja::{AutoEscape, Environment, Value, context};
 use serde::Serialize;
 
 use crate::TrainError;
+use crate::diagnosis::Finding;
 use crate::files::write_atomic;
 use crate::hash::sha256_file;
 use crate::plot::{Frame, Series, lines};
@@ -65,6 +66,7 @@ pub fn render(dir: &Path) -> Result<String, TrainError> {
         duration => result.as_ref().map(|result| duration(result.seconds)),
         plots => plots(&run::records(dir)?).into_iter().map(Value::from_safe_string).collect::<Vec<_>>(),
         samples => Value::from(Serde(samples(dir)?)),
+        findings => Value::from(Serde(told(run::findings(dir)?))),
         recipe,
         environment => Value::from(Serde(run::environment(dir)?)),
         files => Value::from(Serde(files(dir)?)),
@@ -72,6 +74,25 @@ pub fn render(dir: &Path) -> Result<String, TrainError> {
     let mut jinja = Environment::new();
     jinja.set_auto_escape_callback(|_| AutoEscape::Html);
     jinja.render_str(TEMPLATE, page).map_err(TrainError::other)
+}
+
+/// A fault of an adversarial game, as the page tells it.
+#[derive(Debug, Serialize)]
+struct Told {
+    step: u64,
+    fault: &'static str,
+    evidence: String,
+    advice: String,
+}
+
+fn told(findings: Vec<Finding>) -> Vec<Told> {
+    let told = |found: Finding| Told {
+        step: found.step,
+        fault: found.fault.name(),
+        evidence: found.evidence,
+        advice: found.advice,
+    };
+    findings.into_iter().map(told).collect()
 }
 
 /// A line of the results table.

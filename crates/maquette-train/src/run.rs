@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
+use crate::diagnosis::Finding;
 use crate::events::EventWriter;
 use crate::files::{
     create_folder, create_folder_atomic, read_text, remove_unfinished, write_atomic,
@@ -30,6 +31,7 @@ const RECIPE: &str = "recipe.toml";
 const ENVIRONMENT: &str = "environment.json";
 const METRICS: &str = "metrics.jsonl";
 const RESULT: &str = "result.json";
+const DIAGNOSIS: &str = "diagnosis.jsonl";
 
 /// Numbers by name. Losses are in nats.
 pub type Metrics = BTreeMap<String, f64>;
@@ -350,6 +352,36 @@ impl Run {
         write_events(&mut self.events, &record)
     }
 
+    /// Appends a finding to `diagnosis.jsonl`.
+    ///
+    /// # Errors
+    /// [`TrainError::Io`].
+    pub(crate) fn keep_finding(&self, finding: &Finding) -> Result<(), TrainError> {
+        let path = self.dir.join(DIAGNOSIS);
+        let mut line = serde_json::to_vec(finding).map_err(TrainError::other)?;
+        line.push(b'\n');
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        file.and_then(|mut file| file.write_all(&line))
+            .map_err(TrainError::io("write", &path))
+    }
+
+    /// What was found up to the checkpoint that this run continues from; later findings are dropped, as
+    /// those steps are taken again.
+    pub(crate) fn findings(&self) -> Result<Vec<Finding>, TrainError> {
+        let mut found = findings(&self.dir)?;
+        let before = found.len();
+        found.retain(|finding| finding.step <= self.start_step());
+        if found.len() < before {
+            let mut text = String::new();
+            for finding in &found {
+                text += &serde_json::to_string(finding).map_err(TrainError::other)?;
+                text.push('\n');
+            }
+            write_atomic(&self.dir.join(DIAGNOSIS), text.as_bytes())?;
+        }
+        Ok(found)
+    }
+
     /// Puts the logs on disk; called before every checkpoint, so that no record up to it is lost.
     pub(crate) fn sync_logs(&self) -> Result<(), TrainError> {
         self.metrics
@@ -383,6 +415,22 @@ impl Run {
         report::write(&self.dir)?;
         Ok(result)
     }
+}
+
+/// What was found wrong with the game of the run in `dir`. A last line that a kill cut short is ignored.
+///
+/// # Errors
+/// [`TrainError::Io`].
+pub fn findings(dir: &Path) -> Result<Vec<Finding>, TrainError> {
+    let path = dir.join(DIAGNOSIS);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let text = fs::read_to_string(&path).map_err(TrainError::io("read", &path))?;
+    Ok(text
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect())
 }
 
 /// `<root>/<name>-<time>`, with a counter when that exists.

@@ -5,16 +5,22 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use super::layer::{Layer, LayerConfig};
+use super::condition::beside;
+use super::layer::{Layer, LayerConfig, PlainDense};
 use super::minibatch::{Minibatch, with_deviation};
-use super::{CriticConfig, GanConfig};
+use super::stage::{Residual, Resize, Stage};
+use super::{Conditioning, CriticConfig, GanConfig, Network, halvings};
 
 /// Tells real examples from made ones. A high score means real.
 #[derive(Module, Debug)]
 pub struct Critic {
-    body: Vec<Layer>,
+    body: Vec<Stage>,
     minibatch: Option<Minibatch>,
     head: Layer,
+    /// What classes have to do with features: a vector each, or a score for each.
+    classes: Option<Layer>,
+    #[module(skip)]
+    conditioning: Option<Conditioning>,
     deviation: bool,
     pack: usize,
 }
@@ -26,52 +32,57 @@ pub struct Judgement {
     /// What the score is a linear map of, before anything about the batch is added:
     /// `[batch / packing, features]`.
     pub features: Tensor<2>,
+    /// Logits of the classes, `[batch, n_classes]`, where the critic names them.
+    pub classes: Option<Tensor<2>>,
 }
 
 impl Critic {
     pub(super) fn new(config: &GanConfig, device: &Device) -> Self {
         let CriticConfig {
-            activation,
-            norm,
             spectral_norm: spectral,
             minibatch_deviation: deviation,
             ..
         } = config.critic;
-        let hidden = LayerConfig {
-            norm,
-            activation: Some(activation),
-            spectral,
-        };
         let last = LayerConfig {
             spectral,
             ..LayerConfig::default()
         };
-        let pack = config.critic.pack();
-        let inputs = pack * config.image.iter().product::<usize>();
-        let sizes = std::iter::once(inputs)
-            .chain(std::iter::repeat_n(config.width, config.n_layers))
-            .collect::<Vec<_>>();
-        let body: Vec<_> = sizes
-            .windows(2)
-            .map(|pair| hidden.dense(pair[0], pair[1], device))
-            .collect();
-        let features = config.width;
+        let (body, features) = match config.network {
+            Network::Mlp => mlp(config, device),
+            Network::Dcgan => dcgan(config, device),
+            Network::Resnet | Network::Style => resnet(config, device),
+        };
         let minibatch = config.critic.minibatch_discrimination;
         let seen = features + minibatch.map_or(0, |m| m.kernels) + usize::from(deviation);
+        let n = config.n_classes;
         Self {
             body,
             minibatch: minibatch.map(|minibatch| Minibatch::new(minibatch, features, device)),
             head: last.dense(seen, 1, device),
+            classes: match config.conditioning() {
+                None | Some(Conditioning::Concat) => None,
+                Some(Conditioning::Auxiliary) => Some(last.dense(features, n, device)),
+                Some(Conditioning::Projection) => Some(last.dense(n, features, device)),
+            },
+            conditioning: config.conditioning(),
             deviation,
-            pack,
+            pack: config.critic.pack(),
         }
     }
 
     /// # Shapes
     /// - x: `[batch, channels, height, width]`, the batch a multiple of the packing
     pub fn judge(&self, x: Tensor<4>) -> Judgement {
-        let x = self.packed(x);
-        let x = self.body.iter().fold(x, |x, layer| layer.forward(x));
+        self.judge_as(x, None)
+    }
+
+    /// [`Critic::judge`] of examples that are said to be of these classes.
+    ///
+    /// # Shapes
+    /// - labels: one-hot, `[batch, n_classes]`; none where the critic knows no classes
+    pub fn judge_as(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Judgement {
+        let x = self.packed(self.told(x, labels.clone()));
+        let x = self.body.iter().fold(x, |x, stage| stage.forward(x));
         let features: Tensor<2> = x.flatten(1, 3);
         let mut seen = features.clone();
         if let Some(minibatch) = &self.minibatch {
@@ -80,11 +91,24 @@ impl Critic {
         if self.deviation {
             seen = with_deviation(seen);
         }
-        let [batch, width] = seen.dims();
-        let scores = self.head.forward(seen.reshape([batch, width, 1, 1]));
+        let scores = dense(&self.head, seen).flatten::<1>(0, 1);
+        let (extra, classes) = match (self.conditioning, &self.classes, labels) {
+            (Some(Conditioning::Projection), Some(vectors), Some(labels)) => {
+                let product = dense(vectors, labels) * features.clone();
+                (Some(product.sum_dim(1).flatten::<1>(0, 1)), None)
+            }
+            (Some(Conditioning::Auxiliary), Some(logits), _) => {
+                (None, Some(dense(logits, features.clone())))
+            }
+            _ => (None, None),
+        };
         Judgement {
-            scores: scores.reshape([batch]),
+            scores: match extra {
+                Some(extra) => scores + extra,
+                None => scores,
+            },
             features,
+            classes,
         }
     }
 
@@ -94,41 +118,74 @@ impl Critic {
     ///
     /// # Shapes
     /// - x: `[batch, channels, height, width]`
+    /// - labels: as [`Critic::judge_as`]
     /// - scores: `[batch / packing]`
     /// - gradient: `[batch / packing, numbers]`
     ///
     /// # Panics
     /// If the activation is not piecewise linear, or a score depends on the rest of the batch:
     /// [`ObjectiveConfig::validate`](super::ObjectiveConfig::validate) refuses both.
-    pub fn input_gradient(&self, x: Tensor<4>) -> (Tensor<1>, Tensor<2>) {
+    pub fn input_gradient(
+        &self,
+        x: Tensor<4>,
+        labels: Option<Tensor<2>>,
+    ) -> (Tensor<1>, Tensor<2>) {
         assert!(
             self.minibatch.is_none() && !self.deviation,
             "scores depend on their batch"
         );
-        let mut x = self.packed(x.detach());
-        let mut traces = Vec::with_capacity(self.body.len() + 1);
-        for layer in self.layers() {
-            let (y, trace) = layer.traced(x);
+        let [batch, channels, height, width] = x.dims();
+        let mut h = self.packed(self.told(x.detach(), labels.clone()));
+        let [_, told, ..] = h.dims();
+        let mut traces = Vec::with_capacity(self.body.len());
+        for stage in &self.body {
+            let (y, trace) = stage.traced(h);
             traces.push(trace);
-            x = y;
+            h = y;
         }
-        let mut grad = x.ones_like().detach();
-        for (layer, trace) in self.layers().rev().zip(traces.into_iter().rev()) {
-            grad = layer.pullback(trace, grad);
+        let vectors = match (self.conditioning, &self.classes, labels) {
+            (Some(Conditioning::Projection), Some(vectors), Some(labels)) => {
+                Some(dense(vectors, labels).reshape(h.dims()))
+            }
+            _ => None,
+        };
+        let (scores, trace) = self.head.traced(h.clone());
+        let mut scores: Tensor<2> = scores.flatten(1, 3);
+        let one = scores.ones_like().detach();
+        let mut grad = self
+            .head
+            .pullback(trace, one.reshape([batch / self.pack, 1, 1, 1]));
+        if let Some(vectors) = vectors {
+            scores = scores + (vectors.clone() * h).flatten::<2>(1, 3).sum_dim(1);
+            grad = grad + vectors;
         }
-        (x.flatten(0, 3), grad.flatten(1, 3))
+        for (stage, trace) in self.body.iter().rev().zip(traces.into_iter().rev()) {
+            grad = stage.pullback(trace, grad);
+        }
+        // The labels' channels are no part of the example.
+        let grad = grad
+            .reshape([batch, told / self.pack, height, width])
+            .narrow(1, 0, channels);
+        let numbers = self.pack * channels * height * width;
+        (
+            scores.flatten(0, 1),
+            grad.reshape([batch / self.pack, numbers]),
+        )
     }
 
     /// The layers when nothing but linear ones and their activations stand between input and score.
-    pub(super) fn plain_layers(&self) -> Option<Vec<(&Layer, Tensor<2>, Tensor<1>)>> {
+    pub(super) fn plain_layers(&self) -> Option<Vec<(&Layer, PlainDense)>> {
         if self.minibatch.is_some() || self.deviation {
             return None;
         }
-        self.layers()
+        let body = self.body.iter().map(|stage| match stage {
+            Stage::Layer(layer) => Some(layer),
+            _ => None,
+        });
+        body.chain([Some(&self.head)])
             .map(|layer| {
-                layer
-                    .plain_dense()
-                    .map(|(weight, bias)| (layer, weight, bias))
+                let layer = layer?;
+                Some((layer, layer.plain_dense()?))
             })
             .collect()
     }
@@ -138,13 +195,11 @@ impl Critic {
         self.pack
     }
 
-    fn layers(&self) -> impl DoubleEndedIterator<Item = &Layer> {
-        self.body.iter().chain([&self.head])
-    }
-
     /// Before each update: one more round of the power iterations of spectral normalisation.
     pub fn renew(&self) {
-        self.layers().for_each(Layer::renew);
+        self.body.iter().for_each(Stage::renew);
+        self.head.renew();
+        self.classes.iter().for_each(Layer::renew);
     }
 
     /// Neighbours in the batch, side by side in the channels.
@@ -152,4 +207,79 @@ impl Critic {
         let [batch, channels, height, width] = x.dims();
         x.reshape([batch / self.pack, self.pack * channels, height, width])
     }
+
+    /// With the labels' channels, where the critic sees them so.
+    fn told(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Tensor<4> {
+        match (self.conditioning, labels) {
+            (Some(Conditioning::Concat), Some(labels)) => beside(x, labels),
+            _ => x,
+        }
+    }
+}
+
+/// A dense layer on rows.
+fn dense(layer: &Layer, x: Tensor<2>) -> Tensor<2> {
+    let [batch, width] = x.dims();
+    layer.forward(x.reshape([batch, width, 1, 1])).flatten(1, 3)
+}
+
+fn hidden(config: &GanConfig) -> LayerConfig {
+    LayerConfig {
+        norm: config.critic.norm,
+        activation: Some(config.critic.activation),
+        spectral: config.critic.spectral_norm,
+    }
+}
+
+fn mlp(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
+    let [_, height, width] = config.image;
+    let inputs = config.critic_channels() * height * width;
+    let sizes = std::iter::once(inputs)
+        .chain(std::iter::repeat_n(config.width, config.n_layers))
+        .collect::<Vec<_>>();
+    let layer = |pair: &[usize]| Stage::Layer(hidden(config).dense(pair[0], pair[1], device));
+    (sizes.windows(2).map(layer).collect(), config.width)
+}
+
+/// Convolutions that halve the size, twice the channels each, and no norm at the image (Radford et al.
+/// 2016, section 3, arXiv:1511.06434).
+fn dcgan(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
+    let [side, levels] = halvings(config.image[1]);
+    let layer = hidden(config);
+    let first = LayerConfig {
+        norm: super::NormChoice::None,
+        ..layer
+    };
+    let mut channels = config.critic_channels();
+    let mut stages = Vec::with_capacity(levels);
+    for level in 0..levels {
+        let (layer, width) = (
+            if level == 0 { first } else { layer },
+            config.width << level,
+        );
+        stages.push(Stage::Layer(layer.conv([channels, width], 4, 2, 1, device)));
+        channels = width;
+    }
+    (stages, channels * side * side)
+}
+
+/// Residual blocks, all but the last two of which halve the size, and a sum over places (Miyato et al.
+/// 2018, table 4, arXiv:1802.05957).
+fn resnet(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
+    let [_, levels] = halvings(config.image[1]);
+    let (width, layer) = (config.width, hidden(config));
+    let block = |d_in, resize, at_image| {
+        Stage::Residual(Residual::new(
+            layer,
+            [d_in, width],
+            resize,
+            at_image,
+            device,
+        ))
+    };
+    let mut stages = vec![block(config.critic_channels(), Resize::Down, true)];
+    stages.extend((1..levels).map(|_| block(width, Resize::Down, false)));
+    stages.extend((0..2).map(|_| block(width, Resize::Keep, false)));
+    stages.push(Stage::Sum(layer.finish(width, device)));
+    (stages, width)
 }

@@ -9,8 +9,8 @@ use burn::{
     tensor::{Device, Tensor, activation},
 };
 use maquette_nn::{
-    BatchNorm, Conv2d, ConvTranspose2d, Linear, LinearConfig, norm::GroupNorm, project,
-    spectral::PowerIteration,
+    BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, Linear, LinearConfig,
+    norm::GroupNorm, project, spectral::PowerIteration,
 };
 use serde::{Deserialize, Serialize};
 
@@ -125,13 +125,21 @@ pub(super) struct LayerConfig {
 }
 
 impl LayerConfig {
-    pub(super) fn init(self, kernel: Kernel, device: &Device) -> Layer {
-        let channels = kernel.channels();
-        let groups = |n| Some(Normaliser::Groups(GroupNorm::new(n, channels, device)));
+    fn init(self, kernel: Kernel, device: &Device) -> Layer {
         Layer {
             spectral: self
                 .spectral
                 .then(|| PowerIteration::new(kernel.rows(), device)),
+            finish: self.finish(kernel.channels(), device),
+            kernel,
+            side: 1,
+        }
+    }
+
+    /// The norm and the activation alone.
+    pub(super) fn finish(self, channels: usize, device: &Device) -> Finish {
+        let groups = |n| Some(Normaliser::Groups(GroupNorm::new(n, channels, device)));
+        Finish {
             norm: match self.norm {
                 NormChoice::None => None,
                 NormChoice::Batch => Some(Normaliser::Batch(BatchNorm::new(channels, device))),
@@ -139,13 +147,71 @@ impl LayerConfig {
                 NormChoice::Instance => groups(channels),
             },
             activation: self.activation,
-            kernel,
         }
     }
 
+    /// A linear layer: any image to one pixel.
     pub(super) fn dense(self, d_in: usize, d_out: usize, device: &Device) -> Layer {
         let kernel = Kernel::Dense(LinearConfig::new(d_in, d_out).init(device));
         self.init(kernel, device)
+    }
+
+    /// A linear layer from one pixel to `channels` of `side` x `side`; the offset is a channel's.
+    pub(super) fn spread(
+        self,
+        d_in: usize,
+        [channels, side]: [usize; 2],
+        device: &Device,
+    ) -> Layer {
+        let config = LinearConfig::new(d_in, channels * side * side);
+        Layer {
+            side,
+            finish: self.finish(channels, device),
+            ..self.init(Kernel::Dense(config.init(device)), device)
+        }
+    }
+
+    /// A convolution of a square kernel.
+    pub(super) fn conv(
+        self,
+        [d_in, d_out]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+        device: &Device,
+    ) -> Layer {
+        let config = Conv2dConfig {
+            kernel,
+            stride,
+            padding,
+            bias: self.has_offset(),
+            ..Conv2dConfig::same(d_in, d_out, kernel)
+        };
+        self.init(Kernel::Conv(config.init(device)), device)
+    }
+
+    /// A transposed convolution of a square kernel.
+    pub(super) fn up(
+        self,
+        [d_in, d_out]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+        device: &Device,
+    ) -> Layer {
+        let config = ConvTranspose2dConfig {
+            kernel,
+            stride,
+            padding,
+            bias: self.has_offset(),
+            ..ConvTranspose2dConfig::double(d_in, d_out)
+        };
+        self.init(Kernel::Up(config.init(device)), device)
+    }
+
+    /// A norm over each channel takes the offset away again.
+    fn has_offset(self) -> bool {
+        !matches!(self.norm, NormChoice::Batch | NormChoice::Instance)
     }
 }
 
@@ -154,6 +220,14 @@ impl LayerConfig {
 pub(super) struct Layer {
     kernel: Kernel,
     spectral: Option<PowerIteration>,
+    finish: Finish,
+    /// Side of the image that a dense layer makes.
+    side: usize,
+}
+
+/// What follows a kernel: a norm, then an activation.
+#[derive(Module, Debug)]
+pub(super) struct Finish {
     norm: Option<Normaliser>,
     #[module(skip)]
     activation: Option<Activation>,
@@ -170,76 +244,94 @@ impl Kernel {
     }
 }
 
-impl Layer {
-    /// # Shapes
-    /// - x: `[batch, channels, height, width]`; flattened for a dense layer, which gives one pixel
+impl Finish {
     pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
-        let fused = match self.activation {
-            None => Some(maquette_nn::Activation::Identity),
-            Some(activation) => activation.fused(),
+        let (own, rest) = self.fused();
+        let x = match &self.norm {
+            None => maquette_nn::activate(x, own),
+            Some(norm) => norm.forward(x, own),
         };
-        // Whoever comes last fuses the activation, if it has a kernel.
-        let (own, rest) = match fused {
-            Some(fused) => (fused, None),
-            None => (maquette_nn::Activation::Identity, self.activation),
-        };
-        let h = match &self.norm {
-            None => self.linear(x, own),
-            Some(norm) => norm.forward(self.linear(x, maquette_nn::Activation::Identity), own),
-        };
-        rest.map_or(h.clone(), |activation| activation.forward(h))
+        rest.map_or(x.clone(), |activation| activation.forward(x))
     }
 
-    /// [`Layer::forward`] in plain operators, with what [`Layer::pullback`] needs of it.
+    /// The activation as far as it can be fused to what comes before it, and what is left of it.
+    fn fused(&self) -> (maquette_nn::Activation, Option<Activation>) {
+        let identity = maquette_nn::Activation::Identity;
+        match self.activation {
+            None => (identity, None),
+            Some(activation) => match activation.fused() {
+                Some(fused) => (fused, None),
+                None => (identity, Some(activation)),
+            },
+        }
+    }
+
+    /// [`Finish::forward`] in plain operators, with what [`Finish::pullback`] needs of it.
     ///
     /// # Panics
     /// If the activation is not piecewise linear, or the norm is over the batch.
-    pub(super) fn traced(&self, x: Tensor<4>) -> (Tensor<4>, Trace) {
-        let input = x.dims();
-        let h = self.linear(x, maquette_nn::Activation::Identity);
-        let (h, norm) = match &self.norm {
-            None => (h, None),
+    pub(super) fn traced(&self, x: Tensor<4>) -> (Tensor<4>, FinishTrace) {
+        let (x, norm) = match &self.norm {
+            None => (x, None),
             Some(Normaliser::Groups(norm)) => {
-                let (h, trace) = GroupTrace::of(norm, h);
-                (h, Some(trace))
+                let (x, trace) = GroupTrace::of(norm, x);
+                (x, Some(trace))
             }
             Some(Normaliser::Batch(_)) => panic!("a batch norm has no gradient per example"),
         };
         let Some(activation) = self.activation else {
-            return (
-                h,
-                Trace {
-                    input,
-                    slope: None,
-                    norm,
-                },
-            );
+            return (x, FinishTrace { slope: None, norm });
         };
         assert!(
             activation.is_piecewise_linear(),
             "{activation:?} is not piecewise linear"
         );
-        let slope = activation.slope(h.clone());
-        let y = h * slope.clone();
-        (
-            y,
-            Trace {
-                input,
-                slope: Some(slope),
-                norm,
-            },
-        )
+        let slope = activation.slope(x.clone());
+        let trace = FinishTrace {
+            slope: Some(slope.clone()),
+            norm,
+        };
+        (x * slope, trace)
+    }
+
+    pub(super) fn pullback(&self, trace: FinishTrace, grad: Tensor<4>) -> Tensor<4> {
+        let grad = match trace.slope {
+            Some(slope) => grad * slope,
+            None => grad,
+        };
+        match (trace.norm, &self.norm) {
+            (Some(norm), Some(Normaliser::Groups(groups))) => norm.pullback(groups, grad),
+            _ => grad,
+        }
+    }
+}
+
+impl Layer {
+    /// # Shapes
+    /// - x: `[batch, channels, height, width]`; flattened for a dense layer
+    pub(super) fn forward(&self, x: Tensor<4>) -> Tensor<4> {
+        if self.finish.norm.is_some() {
+            return self.finish.forward(self.linear(x, IDENTITY));
+        }
+        // Without a norm between them, the activation is fused to the kernel where it can be.
+        let (own, rest) = self.finish.fused();
+        let x = self.linear(x, own);
+        rest.map_or(x.clone(), |activation| activation.forward(x))
+    }
+
+    /// [`Layer::forward`] in plain operators, with what [`Layer::pullback`] needs of it.
+    ///
+    /// # Panics
+    /// As [`Finish::traced`].
+    pub(super) fn traced(&self, x: Tensor<4>) -> (Tensor<4>, Trace) {
+        let input = x.dims();
+        let (y, finish) = self.finish.traced(self.linear(x, IDENTITY));
+        (y, Trace { input, finish })
     }
 
     /// From the gradient of a score with respect to this layer's output, that with respect to its input.
     pub(super) fn pullback(&self, trace: Trace, grad: Tensor<4>) -> Tensor<4> {
-        let mut grad = grad;
-        if let Some(slope) = trace.slope {
-            grad = grad * slope;
-        }
-        if let (Some(norm), Some(Normaliser::Groups(groups))) = (trace.norm, &self.norm) {
-            grad = norm.pullback(groups, grad);
-        }
+        let grad = self.finish.pullback(trace.finish, grad);
         match &self.kernel {
             Kernel::Dense(linear) => {
                 let weight = self.weight(linear.weight.val());
@@ -273,7 +365,8 @@ impl Layer {
                     activation,
                 );
                 let [batch, width] = h.dims();
-                h.reshape([batch, width, 1, 1])
+                let area = self.side * self.side;
+                h.reshape([batch, width / area, self.side, self.side])
             }
             Kernel::Conv(conv) => maquette_nn::activate(
                 conv.forward_with(x, self.weight(conv.weight.val())),
@@ -286,12 +379,14 @@ impl Layer {
         }
     }
 
-    /// Weight and offset of a linear layer without anything around it.
-    pub(super) fn plain_dense(&self) -> Option<(Tensor<2>, Tensor<1>)> {
+    /// A linear layer without a norm after it.
+    pub(super) fn plain_dense(&self) -> Option<PlainDense> {
         match &self.kernel {
-            Kernel::Dense(linear) if self.norm.is_none() && self.spectral.is_none() => {
-                Some((linear.weight.val(), linear.bias.as_ref()?.val()))
-            }
+            Kernel::Dense(linear) if self.finish.norm.is_none() => Some(PlainDense {
+                weight: linear.weight.val(),
+                bias: linear.bias.as_ref()?.val(),
+                left: self.spectral.as_ref().map(PowerIteration::left),
+            }),
             _ => None,
         }
     }
@@ -306,7 +401,7 @@ impl Layer {
 
     /// [`Activation::slope`] of the layer's own; 1 throughout where there is none.
     pub(super) fn slope(&self, x: Tensor<2>) -> Tensor<2> {
-        match self.activation {
+        match self.finish.activation {
             Some(activation) => activation.slope(x),
             None => x.ones_like(),
         }
@@ -320,9 +415,27 @@ impl Layer {
     }
 }
 
+const IDENTITY: maquette_nn::Activation = maquette_nn::Activation::Identity;
+
+/// The parameters of a linear layer.
+#[derive(Clone)]
+pub(super) struct PlainDense {
+    /// `[d_in, d_out]`.
+    pub(super) weight: Tensor<2>,
+    /// `[d_out]`.
+    pub(super) bias: Tensor<1>,
+    /// The left vector of the power iteration, `[1, d_in]`, where the weight is spectrally normalised.
+    pub(super) left: Option<Tensor<2>>,
+}
+
 /// What the pullback of a [`Layer`] needs of its forward pass.
 pub(super) struct Trace {
     input: [usize; 4],
+    finish: FinishTrace,
+}
+
+/// What the pullback of a [`Finish`] needs of its forward pass.
+pub(super) struct FinishTrace {
     /// Of the activation; 1 throughout where there is none.
     slope: Option<Tensor<4>>,
     norm: Option<GroupTrace>,

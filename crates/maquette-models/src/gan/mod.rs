@@ -6,6 +6,8 @@
 //! networks ([`Gan`]), what the players want of the critic's scores ([`AdversarialLoss`]), and the
 //! [`Objective`], which holds no weights and adds the remedies.
 
+mod augment;
+mod condition;
 mod critic;
 mod generator;
 mod layer;
@@ -13,6 +15,8 @@ mod loss;
 mod minibatch;
 mod objective;
 mod penalty;
+mod stage;
+mod style;
 mod unroll;
 
 use burn::{module::Module, tensor::Device};
@@ -25,6 +29,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{ModelError, require};
 
+pub use augment::DiffAugment;
+pub use condition::{Conditioning, one_hot};
 pub use critic::{Critic, Judgement};
 pub use generator::Generator;
 pub use layer::{Activation, NormChoice};
@@ -41,6 +47,13 @@ pub enum Network {
     /// Linear layers.
     #[default]
     Mlp,
+    /// Convolutions that halve and double the size (Radford et al. 2016, arXiv:1511.06434).
+    Dcgan,
+    /// Residual blocks, those of SNGAN (Miyato et al. 2018, arXiv:1802.05957).
+    Resnet,
+    /// A generator whose noise is a style, in the manner of StyleGAN2 (Karras et al. 2020,
+    /// arXiv:1912.04958), against the residual critic.
+    Style,
 }
 
 /// Configuration of a [`Gan`].
@@ -53,10 +66,15 @@ pub struct GanConfig {
     pub d_latent: usize,
     /// What both players are built of.
     pub network: Network,
-    /// Width of the hidden layers.
+    /// Width of the hidden layers; of convolutions, channels next to the image.
     pub width: usize,
-    /// Hidden layers.
+    /// Hidden layers of an mlp; convolutions have as many as the image's size asks for.
     pub n_layers: usize,
+    /// How the critic is told the label, if both players are to know of labels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub conditioning: Option<Conditioning>,
+    /// Classes; the data's, where `conditioning` is set, else 0.
+    pub n_classes: usize,
     /// The generator's own.
     pub generator: GeneratorConfig,
     /// The critic's own.
@@ -126,6 +144,8 @@ impl Default for GanConfig {
             network: Network::Mlp,
             width: 128,
             n_layers: 3,
+            conditioning: None,
+            n_classes: 0,
             generator: GeneratorConfig::default(),
             critic: CriticConfig::default(),
         }
@@ -144,6 +164,28 @@ impl GanConfig {
         positive("n_layers", self.n_layers)?;
         positive("image", self.image.iter().product())?;
         positive("critic.packing", self.critic.pack())?;
+        let [_, height, width] = self.image;
+        if self.network != Network::Mlp {
+            let [_, levels] = halvings(height);
+            require(height == width && levels > 0, "image", || {
+                format!(
+                    "convolutional players need square images of an even side above 4, and these are \
+                     {height}x{width}; resize the data, or take network = \"mlp\""
+                )
+            })?;
+        }
+        let known = self.n_classes == 0 || self.conditioning.is_some();
+        require(known, "n_classes", || {
+            "classes mean nothing without `conditioning`; set it to concat, auxiliary or projection"
+                .into()
+        })?;
+        let packed = self.critic.pack() > 1;
+        let alone = !packed || matches!(self.conditioning, None | Some(Conditioning::Concat));
+        require(alone, "conditioning", || {
+            "several examples judged together have several labels; use \"concat\", or leave \
+             critic.packing out"
+                .into()
+        })?;
         if let Some(minibatch) = &self.critic.minibatch_discrimination {
             positive("critic.minibatch_discrimination.kernels", minibatch.kernels)?;
             positive("critic.minibatch_discrimination.dims", minibatch.dims)?;
@@ -177,16 +219,50 @@ impl GanConfig {
         initialise(gan, rng, |slot| self.fill(slot))
     }
 
+    /// How the critic is told labels, where there are any.
+    fn conditioning(&self) -> Option<Conditioning> {
+        self.conditioning.filter(|_| self.n_classes > 0)
+    }
+
+    /// Numbers that the generator sees: noise, and the label.
+    fn generator_inputs(&self) -> usize {
+        self.d_latent + self.n_classes
+    }
+
+    /// Channels that the critic sees.
+    fn critic_channels(&self) -> usize {
+        let told = match self.conditioning() {
+            Some(Conditioning::Concat) => self.n_classes,
+            _ => 0,
+        };
+        self.critic.pack() * (self.image[0] + told)
+    }
+
     fn fill(&self, slot: &Slot) -> Fill {
         match slot.path.rsplit('.').next().unwrap_or_default() {
             "gamma" | "running_var" => Fill::Constant(1.0),
             "beta" | "running_mean" => Fill::Constant(0.0),
             // The start of a power iteration; the projections of minibatch discrimination.
-            "u" => Fill::Normal { std: 1.0 },
+            "u" | "start" => Fill::Normal { std: 1.0 },
             "projection" => Fill::Normal { std: 0.1 },
+            // As the paper on DCGAN has it, section 4.
+            _ if self.network == Network::Dcgan && slot.shape.len() > 1 => {
+                Fill::Normal { std: 0.02 }
+            }
             _ => InitScheme::He.fill(slot),
         }
     }
+}
+
+/// The side of the smallest image of a convolutional player, and how often it is doubled to `side`: by
+/// halving as long as it is even and above 4.
+fn halvings(side: usize) -> [usize; 2] {
+    let (mut small, mut levels) = (side, 0);
+    while small > 4 && small.is_multiple_of(2) {
+        small /= 2;
+        levels += 1;
+    }
+    [small, levels]
 }
 
 /// Both players.
@@ -245,6 +321,63 @@ mod tests {
             let norm = gradient.abs().sum().into_scalar::<f32>();
             assert!(norm.is_finite() && norm > 0.0, "choice {i}: {norm}");
         }
+    }
+
+    #[test]
+    fn every_network_gives_both_players_finite_gradients() {
+        let device = Device::flex().autodiff();
+        let conditions = [
+            None,
+            Some(Conditioning::Concat),
+            Some(Conditioning::Auxiliary),
+            Some(Conditioning::Projection),
+        ];
+        for network in [
+            Network::Mlp,
+            Network::Dcgan,
+            Network::Resnet,
+            Network::Style,
+        ] {
+            for conditioning in conditions {
+                let config = config(|c| {
+                    c.network = network;
+                    c.width = 6;
+                    c.image = [3, 12, 12];
+                    c.conditioning = conditioning;
+                    c.n_classes = if conditioning.is_some() { 4 } else { 0 };
+                    c.critic.spectral_norm = true;
+                });
+                let gan = config.init(&device, &mut rng(0, Stream::Init, 0));
+                gan.critic.renew();
+                let labels = conditioning.map(|_| {
+                    let labels = Tensor::<1, burn::tensor::Int>::from_ints([0, 3, 1, 2], &device);
+                    one_hot(labels, 4)
+                });
+                let made = gan
+                    .generator
+                    .forward_as(noise([4, 2], &device), labels.clone());
+                assert_eq!(made.dims(), [4, 3, 12, 12]);
+                let judged = gan.critic.judge_as(made, labels);
+                assert_eq!(judged.scores.dims(), [4]);
+                let named = judged.classes.map(|classes| classes.dims());
+                let auxiliary = conditioning == Some(Conditioning::Auxiliary);
+                assert_eq!(named, auxiliary.then_some([4, 4]));
+                let grads = judged.scores.square().mean().backward();
+                let gradient = gan.generator.first_weight().grad(&grads).unwrap();
+                let norm = gradient.abs().sum().into_scalar::<f32>();
+                assert!(norm.is_finite() && norm > 0.0, "{network:?}: {norm}");
+            }
+        }
+    }
+
+    #[test]
+    fn sizes_are_halved_while_they_are_even_and_above_four() {
+        let sizes = [28, 32, 64, 6, 7, 4];
+        let expected = [[7, 2], [4, 3], [4, 4], [3, 1], [7, 0], [4, 0]];
+        assert_eq!(sizes.map(halvings), expected);
+        let odd = config(|c| (c.network, c.image) = (Network::Dcgan, [1, 7, 7]));
+        let error = odd.validate().unwrap_err().to_string();
+        assert!(error.contains("7x7"), "{error}");
     }
 
     #[test]

@@ -4,7 +4,11 @@ use burn::tensor::{Tensor, TensorData};
 use maquette_rng::{Rng, normal};
 use serde::{Deserialize, Serialize};
 
-use super::{AdversarialLoss, Critic, GanConfig, PenaltyConfig, UnrollConfig};
+use maquette_nn::cross_entropy;
+
+use super::{
+    AdversarialLoss, Critic, DiffAugment, GanConfig, Judgement, PenaltyConfig, UnrollConfig,
+};
 use crate::error::{ModelError, require};
 
 /// Configuration of an [`Objective`].
@@ -29,6 +33,9 @@ pub struct ObjectiveConfig {
     /// The generator plays against the critic some updates ahead.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unroll: Option<UnrollConfig>,
+    /// Random changes to all images that the critic sees, through which the generator learns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub augment: Option<DiffAugment>,
 }
 
 /// Noise on the critic's input, which fades.
@@ -73,6 +80,9 @@ impl ObjectiveConfig {
         if let Some(penalty) = &self.gradient_penalty {
             penalty.validate(gan)?;
         }
+        if let Some(augment) = &self.augment {
+            augment.validate(gan)?;
+        }
         if let Some(unroll) = &self.unroll {
             unroll.validate(gan)?;
             let fools = !self.feature_matching;
@@ -104,6 +114,8 @@ pub struct Turn<'a> {
     pub real: Tensor<4>,
     /// `[batch, channels, height, width]`; with its graph where the generator is to learn.
     pub fake: Tensor<4>,
+    /// The classes of both, one-hot, `[batch, n_classes]`, where the players know of classes.
+    pub labels: Option<Tensor<2>>,
     /// Steps done.
     pub step: u64,
     /// What the turn draws from.
@@ -123,10 +135,13 @@ impl Objective {
     pub fn critic(&self, critic: &Critic, turn: Turn<'_>) -> PlayerLoss {
         let penalty = self.config.gradient_penalty;
         let penalty = penalty.map(|penalty| {
-            penalty.weight * penalty.of(critic, turn.real.clone(), turn.fake.clone(), turn.rng)
+            let examples = [turn.real.clone(), turn.fake.clone()];
+            penalty.weight * penalty.of(critic, examples, turn.labels.clone(), turn.rng)
         });
-        let [real, fake] = self.shown(turn);
-        let (real, fake) = (critic.judge(real).scores, critic.judge(fake).scores);
+        let labels = turn.labels.clone();
+        let judged = self.shown(turn).map(|x| critic.judge_as(x, labels.clone()));
+        let named = judged.each_ref().map(|judged| misnamed(judged, &labels));
+        let [real, fake] = judged.map(|judged| judged.scores);
         let loss = self.config.loss;
         let mut judged = PlayerLoss {
             parts: vec![
@@ -142,6 +157,15 @@ impl Objective {
                 .push(("gradient_penalty", penalty.clone().detach()));
             judged.total = judged.total + penalty;
         }
+        for (misnamed, name) in named
+            .into_iter()
+            .zip(["class_loss_real", "class_loss_fake"])
+        {
+            if let Some(misnamed) = misnamed {
+                judged.parts.push((name, misnamed.clone().detach()));
+                judged.total = judged.total + misnamed;
+            }
+        }
         judged
     }
 
@@ -149,6 +173,7 @@ impl Objective {
     pub fn generator(&self, critic: &Critic, turn: Turn<'_>) -> PlayerLoss {
         let loss = self.config.loss;
         let matching = self.config.feature_matching;
+        let labels = turn.labels.clone();
         let [real, fake] = self.shown(turn);
         if let Some(unroll) = &self.config.unroll {
             let smoothing = self.config.label_smoothing;
@@ -158,34 +183,52 @@ impl Objective {
                 parts: Vec::new(),
             };
         }
-        let fake = critic.judge(fake);
+        let fake = critic.judge_as(fake, labels.clone());
+        let misnamed = misnamed(&fake, &labels);
+        let judged_real = || critic.judge_as(real, labels);
         let total = if matching {
-            let real = critic.judge(real).features.detach();
-            let gap = real.mean_dim(0) - fake.features.mean_dim(0);
+            let gap = judged_real().features.detach().mean_dim(0) - fake.features.mean_dim(0);
             gap.square().sum()
         } else if loss.compares() {
-            loss.generator(critic.judge(real).scores.detach(), fake.scores)
+            loss.generator(judged_real().scores.detach(), fake.scores)
         } else {
             loss.generator(fake.scores.clone().detach(), fake.scores)
         };
         PlayerLoss {
-            total,
+            total: match misnamed {
+                Some(misnamed) => total + misnamed,
+                None => total,
+            },
             parts: Vec::new(),
         }
     }
 
-    /// What the critic sees of a turn: real and made examples with their noise.
+    /// What the critic sees of a turn: real and made examples, changed and with their noise.
     fn shown(&self, turn: Turn<'_>) -> [Tensor<4>; 2] {
         let noise = self.config.instance_noise.map(|noise| noise.at(turn.step));
-        [turn.real, turn.fake].map(|x| match noise {
-            Some(std) if std > 0.0 => {
-                let (shape, device) = (x.shape(), x.device());
-                let noise = normal(turn.rng, shape.num_elements());
-                x + Tensor::from_data(TensorData::new(noise, shape), &device) * std
+        let augment = self.config.augment;
+        [turn.real, turn.fake].map(|x| {
+            let x = match augment {
+                Some(augment) => augment.of(x, turn.rng),
+                None => x,
+            };
+            match noise {
+                Some(std) if std > 0.0 => {
+                    let (shape, device) = (x.shape(), x.device());
+                    let noise = normal(turn.rng, shape.num_elements());
+                    x + Tensor::from_data(TensorData::new(noise, shape), &device) * std
+                }
+                _ => x,
             }
-            _ => x,
         })
     }
+}
+
+/// How badly the critic names the classes of examples, nats each, where it names them.
+fn misnamed(judged: &Judgement, labels: &Option<Tensor<2>>) -> Option<Tensor<1>> {
+    let (logits, labels) = (judged.classes.clone()?, labels.clone()?);
+    let targets = labels.argmax(1).flatten::<1>(0, 1);
+    Some(cross_entropy(logits, targets))
 }
 
 #[cfg(test)]

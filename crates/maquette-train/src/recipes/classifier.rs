@@ -95,6 +95,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         &recipe.train,
         normalization,
         run.as_ref(),
+        recipe.train.grad_accumulation,
     )?;
     let batches = |step| feed.batch(step);
     let loss = |model: &Classifier, batch: images::Batch, _| {

@@ -163,7 +163,7 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         Family::MaskPredict => mask_predict::generate(&source, job),
         Family::Points => points::generate(&source, job),
         Family::GanPoints => gan::points::generate(&source, job),
-        Family::Vae | Family::Diffusion => images(job),
+        Family::Vae | Family::Diffusion | Family::Gan => images(job),
     }
 }
 
@@ -240,6 +240,7 @@ fn drawing(model: &Path, device: &Device) -> Result<Drawing, TrainError> {
     match Family::of(&source)? {
         Family::Vae => vae::drawing(&source, model, device),
         Family::Diffusion => diffusion::drawing(&source, model, device),
+        Family::Gan => gan::images::drawing(&source, model, device),
         family => Err(TrainError::other(format!(
             "a {family:?} model draws no images"
         ))),
@@ -265,9 +266,10 @@ fn images(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         let source = of_run(&job.model)?;
         let model = match Family::of(&source)? {
             Family::Vae => vae::latent(&source, &job.model, &job.device)?,
+            Family::Gan => gan::images::latent(&source, &job.model, &job.images, &job.device)?,
             family => {
                 return Err(TrainError::other(format!(
-                    "a {family:?} model has no latent space to walk in; a vae has"
+                    "a {family:?} model has no latent space to walk in; a vae and a gan have"
                 )));
             }
         };

@@ -72,7 +72,8 @@ enum Source {
 }
 
 impl Feed {
-    /// Batches of the training part of `images`, from where `run` is to go on.
+    /// Batches of the training part of `images`, from where `run` is to go on: the loop takes `per_step`
+    /// of them in a step.
     ///
     /// # Errors
     /// A batch larger than the set; a saved place in a stream that does not fit.
@@ -82,6 +83,7 @@ impl Feed {
         train: &LoopSpec,
         normalization: Normalization,
         run: Option<&Run>,
+        per_step: u64,
     ) -> Result<Self, TrainError> {
         let (seed, augment) = (train.seed, data.augment.clone());
         let source = match images.stream.take() {
@@ -89,7 +91,7 @@ impl Feed {
             None => {
                 let order =
                     Order::new(images.train.len(), train.batch, seed).map_err(TrainError::other)?;
-                let start = run.map_or(0, Run::start_step) * train.grad_accumulation;
+                let start = run.map_or(0, Run::start_step) * per_step;
                 let (set, augment, normalization) =
                     (images.train.clone(), augment.clone(), normalization.clone());
                 Source::Memory(prefetch(start, 4, move |step| {

@@ -67,6 +67,8 @@ pub enum Family {
     Diffusion,
     /// Denoising diffusion on points in the plane.
     Points,
+    /// Generative adversarial network on images.
+    Gan,
     /// Generative adversarial network on points in the plane.
     GanPoints,
     /// Image classifier.
@@ -111,6 +113,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
     ),
     ("points", "denoising diffusion (MLP) on points in the plane"),
     (
+        "gan",
+        "generative adversarial network (DCGAN, residual, style-based) on images",
+    ),
+    (
         "gan-points",
         "generative adversarial network (MLP) on points in the plane",
     ),
@@ -139,6 +145,7 @@ impl Family {
             "vae" => Ok(Self::Vae),
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
+            "gan" => Ok(Self::Gan),
             "gan-points" => Ok(Self::GanPoints),
             "classifier" => Ok(Self::Classifier),
             _ => {
@@ -219,6 +226,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
         Family::Vae => vae::train(job),
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
+        Family::Gan => gan::images::train(job),
         Family::GanPoints => gan::points::train(job),
         Family::Classifier => classifier::train(job),
     }
@@ -257,6 +265,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
         Family::Vae => vae::evaluate(&source, job)?,
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,
+        Family::Gan => gan::images::evaluate(&source, job)?,
         Family::GanPoints => gan::points::evaluate(&source, job)?,
         Family::Classifier => classifier::evaluate(&source, job)?,
     };

@@ -118,6 +118,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         &recipe.train,
         normalization,
         run.as_ref(),
+        recipe.train.grad_accumulation,
     )?;
     let batches = |step| feed.batch(step);
     let loss = |model: &Vae, batch: images::Batch, step: u64| {

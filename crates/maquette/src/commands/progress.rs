@@ -89,6 +89,7 @@ impl TrainingLine {
                 self.note(&format!("step {step}: samples in {}", path.display()))
             }
             Event::Saved { .. } => {}
+            Event::Found(finding) => self.note(&format!("warning: {finding}")),
             Event::Doing(what) => self.note(what),
         }
     }

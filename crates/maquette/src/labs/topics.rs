@@ -10,10 +10,14 @@ mod attention_in_generation;
 mod autoregressive;
 #[path = "../../../../handbook/34-bert/lab.rs"]
 mod bert;
+#[path = "../../../../handbook/33-conditional-gan/lab.rs"]
+mod conditional_gan;
 #[path = "../../../../handbook/17-diffusion/lab.rs"]
 mod diffusion;
 #[path = "../../../../handbook/41-eager-graph/lab.rs"]
 mod eager_graph;
+#[path = "../../../../handbook/16-gan-difficulty/lab.rs"]
+mod gan_difficulty;
 #[path = "../../../../handbook/43-gan-metrics/lab.rs"]
 mod gan_metrics;
 #[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
@@ -111,7 +115,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(13, "sensitive-domains", "Risk in sensitive domains"),
     topic(14, "prompts", "Open and closed prompts"),
     topic(15, "normalisation", "Normalisation and regularisation").lab(normalisation::run),
-    topic(16, "gan-difficulty", "Why GANs are hard to train"),
+    topic(16, "gan-difficulty", "Why GANs are hard to train").lab(gan_difficulty::run),
     topic(17, "diffusion", "Diffusion models").lab(diffusion::run),
     topic(18, "attention", "Attention").lab(attention::run),
     topic(19, "vae", "Variational autoencoders").lab(vae::run),
@@ -128,7 +132,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(30, "gan-losses", "GAN losses"),
     topic(31, "gpt-rnn", "GPT and RNN").lab(gpt_rnn::run),
     topic(32, "mode-collapse", "Mode collapse"),
-    topic(33, "conditional-gan", "Conditional GANs"),
+    topic(33, "conditional-gan", "Conditional GANs").lab(conditional_gan::run),
     topic(34, "bert", "BERT").lab(bert::run),
     topic(
         35,

@@ -1,6 +1,8 @@
 //! Generative adversarial networks: what their recipes share, whatever they are trained on.
 
+pub mod images;
 pub mod points;
+mod vitals;
 
 use std::path::Path;
 
@@ -11,8 +13,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use self::vitals::Vitals;
 use super::{Family, weights};
 use crate::adversarial::Seen;
+use crate::diagnosis::Expected;
 use crate::spec::{Invalid, PublishedNumbers};
 use crate::{
     Batch, BoxError, Contest, LoopSpec, Loss, PlayerSpec, RecipeError, Source, TrainError,
@@ -24,7 +28,7 @@ use crate::{
 pub struct GanRecipe<D> {
     /// One line for listings.
     pub summary: String,
-    /// `gan-points`.
+    /// `gan` of images, `gan-points` of points.
     pub family: Family,
     /// What is learnt from.
     pub data: D,
@@ -34,6 +38,9 @@ pub struct GanRecipe<D> {
     /// What the players minimise.
     #[serde(default)]
     pub objective: ObjectiveConfig,
+    /// The range of the real pixels; made ones are always on `[-1, 1]`.
+    #[serde(default, skip_serializing_if = "Pixels::is_symmetric")]
+    pub pixels: Pixels,
     /// How the generator learns.
     pub generator: PlayerSpec,
     /// How the critic learns.
@@ -48,25 +55,51 @@ pub struct GanRecipe<D> {
     pub published: PublishedNumbers,
 }
 
+/// On what interval real pixels are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pixels {
+    /// `[-1, 1]`, as the generator's.
+    #[default]
+    Symmetric,
+    /// `[0, 1]`: a mistake that is often made, to see what comes of it.
+    Unit,
+}
+
+impl Pixels {
+    fn is_symmetric(&self) -> bool {
+        *self == Self::Symmetric
+    }
+}
+
 /// `[evaluate]` of an adversarial network.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct GanEvaluation {
     /// Examples made to be measured.
     pub count: usize,
+    /// Training steps of the judge that reads images, where the data has labels.
+    pub judge_steps: u64,
 }
 
 impl Default for GanEvaluation {
     /// As many as VEEGAN counts modes in (Srivastava et al. 2017).
     fn default() -> Self {
-        Self { count: 2500 }
+        Self {
+            count: 2500,
+            judge_steps: 1200,
+        }
     }
 }
 
 impl<D: DeserializeOwned> GanRecipe<D> {
-    /// Reads a recipe and checks all but its data.
-    pub(super) fn read(source: &Source) -> Result<Self, TrainError> {
-        let recipe: Self = source.parse()?;
+    /// Reads a recipe and checks all but its data, of which examples of the shape `assumed` stand in until
+    /// it is read.
+    fn read(source: &Source, assumed: [usize; 3]) -> Result<Self, TrainError> {
+        let mut recipe: Self = source.parse()?;
+        if recipe.model.image == GanConfig::default().image {
+            recipe.model.image = assumed;
+        }
         let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
         recipe.train.validate().map_err(at("train"))?;
         recipe.train.validate_for_players().map_err(at("train"))?;
@@ -113,14 +146,24 @@ fn check_player(
     player.schedule.validate().map_err(at(schedule))
 }
 
-/// The game between both players over batches of real examples, `[batch, channels, height, width]`.
+/// A batch of real examples.
+struct Examples {
+    /// `[batch, channels, height, width]`.
+    real: Tensor<4>,
+    /// One-hot, `[batch, n_classes]`, where the players know of classes.
+    labels: Option<Tensor<2>>,
+}
+
+/// The game between both players over batches of real examples.
 fn contest<'a, D>(
     recipe: &'a GanRecipe<D>,
-    batches: impl FnMut(u64) -> Result<Batch<Tensor<4>>, BoxError> + 'a,
-) -> Contest<'a, Generator, Critic, Tensor<4>> {
+    batches: impl FnMut(u64) -> Result<Batch<Examples>, BoxError> + 'a,
+) -> Contest<'a, Generator, Critic, Examples> {
     let (d_latent, seed) = (recipe.model.d_latent, recipe.train.seed);
     let objective = recipe.objective.init();
     let critics = objective.clone();
+    let mut vitals = Vitals::default();
+    let images = recipe.model.image[1] * recipe.model.image[2] > 1;
     Contest::new(
         batches,
         move |seen: Players<'_>| {
@@ -130,14 +173,22 @@ fn contest<'a, D>(
             })
         },
         move |seen: Players<'_>| {
+            let step = seen.step;
             play(seen, d_latent, seed, |turn, critic| {
-                objective.generator(critic, turn)
+                let signs = vitals.of(&turn.real, &turn.fake, step);
+                let mut loss = objective.generator(critic, turn);
+                loss.parts.extend(signs);
+                loss
             })
         },
     )
+    .diagnosed(Expected {
+        range: images.then_some((-1.0, 1.0)),
+        scores_have_a_boundary: recipe.objective.loss.boundary().is_some(),
+    })
 }
 
-type Players<'a> = Seen<'a, Generator, Critic, Tensor<4>>;
+type Players<'a> = Seen<'a, Generator, Critic, Examples>;
 
 /// A turn: examples of fresh noise, and the loss of the player whose turn it is.
 fn play(
@@ -147,11 +198,12 @@ fn play(
     loss: impl FnOnce(Turn<'_>, &Critic) -> PlayerLoss,
 ) -> Loss {
     let random = &mut rng(seed, Stream::Noise, seen.turn);
-    let real = seen.batch.clone();
+    let Examples { real, labels } = seen.batch;
     let z = noise(real.dims()[0], d_latent, random, &real.device());
     let turn = Turn {
-        real,
-        fake: seen.generator.forward(z),
+        real: real.clone(),
+        fake: seen.generator.forward_as(z, labels.clone()),
+        labels: labels.clone(),
         step: seen.step,
         rng: random,
     };
@@ -168,9 +220,12 @@ fn noise(count: usize, d_latent: usize, random: &mut Rng, device: &Device) -> Te
 fn save<D>(
     (generator, critic): &(Generator, Critic),
     recipe: &GanRecipe<D>,
+    class_names: &[String],
     dir: &Path,
 ) -> Result<(), TrainError> {
-    let config = json!({ "architecture": "gan", "model": recipe.model });
+    let config = json!({
+        "architecture": "gan", "model": recipe.model, "class_names": class_names,
+    });
     weights::save(generator, &config, dir)?;
     weights::save_critic(critic, dir)
 }

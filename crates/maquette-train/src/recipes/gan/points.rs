@@ -7,7 +7,7 @@ use maquette_data::Order;
 use maquette_models::gan::Generator;
 use maquette_rng::{Stream, rng};
 
-use super::{GanRecipe, contest, load, noise, save};
+use super::{Examples, GanRecipe, Pixels, contest, load, noise, save};
 use crate::adversarial::{self, Match, adversarial};
 use crate::files::write_atomic;
 use crate::recipes::generate::{GenerateJob, Made};
@@ -29,10 +29,18 @@ const PICTURED: usize = 2000;
 /// # Errors
 /// Pointing at the line or the `--set` at fault.
 pub fn parse(source: &Source) -> Result<GanPointsRecipe, TrainError> {
-    let recipe = GanPointsRecipe::read(source)?;
+    let recipe = GanPointsRecipe::read(source, [2, 1, 1])?;
     if recipe.model.image != [2, 1, 1] {
         let error = Invalid::new("image", "points are images of [2, 1, 1]", "leave it out");
         return Err(source.locate("model", error).into());
+    }
+    if recipe.model.conditioning.is_some() {
+        let error = Invalid::new("conditioning", "points have no labels", "leave it out");
+        return Err(source.locate("model", error).into());
+    }
+    if recipe.pixels != Pixels::Symmetric {
+        let error = Invalid::new("pixels", "points have no pixels", "leave it out");
+        return Err(source.locate("", error).into());
     }
     if recipe.data.count == 0 {
         let error = Invalid::new("count", "count must be at least 1", "20000 is usual");
@@ -60,7 +68,8 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let batches = |turn: u64| {
         let points = data.batch(&order.indices(turn));
         let points = TensorData::new(points, [batch, 2, 1, 1]);
-        Ok(Tensor::from_data(points, &device).into())
+        let real = Tensor::from_data(points, &device);
+        Ok(Examples { real, labels: None }.into())
     };
     let inner = job.device.clone();
     let plan = Match {
@@ -76,8 +85,12 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
             let made = draw(model, &recipe, VALIDATED, seed, &inner)?;
             let found = recipe.data.modes(&made)?;
             let named = found.map(|found| {
-                let covered = ("modes".into(), found.covered as f64);
-                [covered, ("high_quality".into(), found.high_quality)]
+                let share = found.covered as f64 / found.total as f64;
+                [
+                    ("modes".into(), found.covered as f64),
+                    ("mode_share".into(), share),
+                    ("high_quality".into(), found.high_quality),
+                ]
             });
             Ok(Metrics::from_iter(named.into_iter().flatten()))
         })
@@ -97,7 +110,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let fitted = adversarial(players, contest, &plan, &mut run, &mut job.control())?;
 
     // 4. Save, measure, report
-    save(&fitted.model, &recipe, run.dir())?;
+    save(&fitted.model, &recipe, &[], run.dir())?;
     let evaluation = measure(&fitted.model.0, &recipe, &job.device)?;
     Ok(Outcome::Trained(run.finish(&fitted, evaluation)?))
 }
