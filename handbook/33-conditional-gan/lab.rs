@@ -44,11 +44,12 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         best,
         readable,
     )];
-    for told in &told {
+    // A quick training is too short for two of the ways.
+    for told in told.iter().filter(|_| !lab.quick) {
         claims.push(Claim::at_least(
             format!("the same, labels by {}; chance is {chance}", told.way),
             told.read_back(),
-            if lab.quick { 0.3 } else { 0.8 },
+            0.8,
         ));
     }
     claims.push(Claim::at_least(

@@ -227,7 +227,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     })
 }
 
-fn draw(split: Split, seed: u64, per_class: usize) -> Result<ImageSet, LabError> {
+pub(super) fn draw(split: Split, seed: u64, per_class: usize) -> Result<ImageSet, LabError> {
     let config = GlyphConfig {
         per_class,
         ..GlyphConfig::default()
@@ -235,7 +235,7 @@ fn draw(split: Split, seed: u64, per_class: usize) -> Result<ImageSet, LabError>
     glyphs(split, seed, &config).doing("drawing glyphs")
 }
 
-fn noised(set: &ImageSet, sigma: f32, seed: u64) -> ImageSet {
+pub(super) fn noised(set: &ImageSet, sigma: f32, seed: u64) -> ImageSet {
     let noise = normal(&mut rng(seed, Stream::Noise, 0), set.pixels.len());
     let pixels = set.pixels.iter().zip(noise);
     ImageSet {
@@ -262,7 +262,7 @@ fn pictures(set: &ImageSet, count: usize) -> Result<Vec<Picture>, LabError> {
         .collect()
 }
 
-fn see(judge: &Judge<'_>, set: &ImageSet) -> Result<Embedding, LabError> {
+pub(super) fn see(judge: &Judge<'_>, set: &ImageSet) -> Result<Embedding, LabError> {
     judge
         .net()
         .embed(set, &mut |_| {})
@@ -270,26 +270,26 @@ fn see(judge: &Judge<'_>, set: &ImageSet) -> Result<Embedding, LabError> {
 }
 
 /// The real images, and the network by which generated ones are compared with them.
-struct Bench<'a> {
-    judge: &'a Judge<'a>,
-    real: &'a ImageSet,
-    seen: Embedding,
-    seed: u64,
+pub(super) struct Bench<'a> {
+    pub(super) judge: &'a Judge<'a>,
+    pub(super) real: &'a ImageSet,
+    pub(super) seen: Embedding,
+    pub(super) seed: u64,
 }
 
 /// What the metrics say of one generator.
-struct Measured {
-    fid: f64,
-    kid: f64,
-    kid_spread: f64,
-    is: f64,
-    near: Manifold,
+pub(super) struct Measured {
+    pub(super) fid: f64,
+    pub(super) kid: f64,
+    pub(super) kid_spread: f64,
+    pub(super) is: f64,
+    pub(super) near: Manifold,
     /// Share of exact copies of real images.
-    exact: f64,
+    pub(super) exact: f64,
 }
 
 impl Bench<'_> {
-    fn measure(&self, set: &ImageSet) -> Result<Measured, LabError> {
+    pub(super) fn measure(&self, set: &ImageSet) -> Result<Measured, LabError> {
         let seen = see(self.judge, set)?;
         let numbers = || -> Result<Measured, EvalError> {
             let (made, real) = (seen.points()?, self.seen.points()?);

@@ -84,7 +84,7 @@ pub struct Diagnosis {
     expected: Expected,
     seen: BTreeMap<&'static str, VecDeque<f64>>,
     looks: usize,
-    /// Of the generator's gradient while the game was young.
+    /// The generator's largest gradient while the game was young.
     early_gradient: Option<f64>,
     found: BTreeSet<Fault>,
 }
@@ -137,7 +137,7 @@ impl Diagnosis {
         }
         self.looks += 1;
         if self.looks == WARM_UP {
-            self.early_gradient = self.median("generator_grad_norm");
+            self.early_gradient = self.most("generator_grad_norm", f64::max);
         }
         let range = (self.looks >= 2).then(|| self.range_mismatch()).flatten();
         let settled = self.looks >= WARM_UP + WINDOW;
@@ -185,6 +185,11 @@ impl Diagnosis {
         values.get(values.len() / 2).copied()
     }
 
+    /// The largest or the smallest of the last values.
+    fn most(&self, name: &str, pick: fn(f64, f64) -> f64) -> Option<f64> {
+        self.seen.get(name)?.iter().copied().reduce(pick)
+    }
+
     /// The critic is right, and the generator's gradient is a hundredth of what it was.
     fn vanishing_gradient(&self) -> Option<Symptom> {
         let (early, now) = (self.early_gradient?, self.median("generator_grad_norm")?);
@@ -206,16 +211,15 @@ impl Diagnosis {
         if !self.expected.scores_have_a_boundary {
             return None;
         }
-        let accuracy = self.seen.get("critic_accuracy")?;
-        let least = accuracy.iter().copied().fold(f64::INFINITY, f64::min);
+        let looks = self.seen.get("critic_accuracy")?.len();
+        let least = self.most("critic_accuracy", f64::min)?;
         let median = self.median("critic_accuracy")?;
         let margin = self.median("score_real")? - self.median("score_fake")?;
         if least >= 0.99 && margin > 6.0 {
             let evidence = format!(
-                "the critic was right in at least {:.1} % of cases for {} looks, with {margin:.1} between its mean \
-                 scores of real and made examples",
-                100.0 * least,
-                accuracy.len()
+                "the critic was right in at least {:.1} % of cases for {looks} looks, with {margin:.1} between its \
+                 mean scores of real and made examples",
+                100.0 * least
             );
             let advice = "lower critic.optimizer.lr or raise generator.turns; model.critic.spectral_norm, \
                           objective.gradient_penalty or objective.instance_noise hold the critic back";
@@ -256,10 +260,8 @@ impl Diagnosis {
     /// Real numbers fill little of what the generator can make, or leave it.
     fn range_mismatch(&self) -> Option<Symptom> {
         let (low, high) = self.expected.range?;
-        let of = |name: &str, pick: fn(f64, f64) -> f64| {
-            self.seen.get(name)?.iter().copied().reduce(pick)
-        };
-        let (real_low, real_high) = (of("real_low", f64::min)?, of("real_high", f64::max)?);
+        let real_low = self.most("real_low", f64::min)?;
+        let real_high = self.most("real_high", f64::max)?;
         let slack = 0.1 * (high - low);
         let outside = real_low < low - slack || real_high > high + slack;
         let narrow = real_high - real_low < 0.6 * (high - low);

@@ -118,8 +118,8 @@ impl Source {
         }
     }
 
-    /// The recipe as `T`: first the text alone, then with each override in turn, so that an error
-    /// names the line or the `--set` that caused it.
+    /// The recipe as `T`: first the text alone, then with all overrides, so that an error names the line or
+    /// the `--set` that caused it.
     ///
     /// # Errors
     /// Unknown keys and values (with what is allowed), wrong types, missing keys.
@@ -127,33 +127,42 @@ impl Source {
         if self.text.len() > MAX_BYTES {
             return Err(self.at("", "the recipe is longer than 1 MiB".into(), None));
         }
-        let mut recipe: T = toml::from_str(&self.text).map_err(|error| self.in_text(&error))?;
+        let recipe: T = toml::from_str(&self.text).map_err(|error| self.in_text(&error))?;
+        if self.sets.is_empty() {
+            return Ok(recipe);
+        }
         let mut table = self.table()?;
+        let mut steps = Vec::with_capacity(self.sets.len());
         for (key, value) in &self.sets {
-            let fail = |span: Range<usize>, message: String, help| RecipeError {
+            set(&mut table, key, value).map_err(|message| RecipeError {
+                name: "--set".into(),
+                text: format!("{key}={value}"),
+                span: Some(0..key.len()),
+                message,
+                help: Some("write --set section.key=value".into()),
+            })?;
+            steps.push(table.clone());
+        }
+        T::deserialize(table).map_err(|error| {
+            // Whoever brought this error in is to blame; what one override lacks a later one may give.
+            let same = |table: &toml::Table| {
+                let tried = T::deserialize(table.clone());
+                tried.is_err_and(|earlier| earlier.message() == error.message())
+            };
+            let blamed = steps.iter().position(same).unwrap_or(steps.len() - 1);
+            let (key, value) = &self.sets[blamed];
+            let span = match error.message().starts_with("unknown field") {
+                true => 0..key.len(),
+                false => 0..key.len() + 1 + value.len(),
+            };
+            RecipeError {
                 name: "--set".into(),
                 text: format!("{key}={value}"),
                 span: Some(span),
-                message,
-                help,
-            };
-            let whole = 0..key.len() + 1 + value.len();
-            set(&mut table, key, value).map_err(|message| {
-                fail(
-                    0..key.len(),
-                    message,
-                    Some("write --set section.key=value".into()),
-                )
-            })?;
-            recipe = T::deserialize(table.clone()).map_err(|error: toml::de::Error| {
-                let span = match error.message().starts_with("unknown field") {
-                    true => 0..key.len(),
-                    false => whole,
-                };
-                fail(span, headline(error.message()), allowed(error.message()))
-            })?;
-        }
-        Ok(recipe)
+                message: headline(error.message()),
+                help: allowed(error.message()),
+            }
+        })
     }
 
     /// Gives a value of `section` that cannot be used its line (or its `--set`).
@@ -386,6 +395,35 @@ mod tests {
 
     fn fails(text: &str, pairs: &[(&str, &str)]) -> RecipeError {
         parse::<Recipe>("test.toml", text, &sets(pairs)).unwrap_err()
+    }
+
+    #[test]
+    fn overrides_may_need_each_other() {
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Pair {
+            first: u64,
+            second: u64,
+        }
+        #[derive(Debug, PartialEq, serde::Deserialize)]
+        struct Whole {
+            pair: Option<Pair>,
+        }
+        let read = |pairs: &[(&str, &str)]| parse::<Whole>("test.toml", "", &sets(pairs));
+        let whole = read(&[("pair.first", "1"), ("pair.second", "2")]).unwrap();
+        let pair = Pair {
+            first: 1,
+            second: 2,
+        };
+        assert_eq!(whole.pair, Some(pair));
+        let error = read(&[("pair.first", "1")]).unwrap_err();
+        assert!(error.message.contains("missing field `second`"));
+        let error = read(&[
+            ("pair.first", "1"),
+            ("pair.third", "2"),
+            ("pair.second", "3"),
+        ]);
+        assert_eq!(error.unwrap_err().text, "pair.third=2");
     }
 
     #[test]

@@ -46,6 +46,8 @@ mod noise;
 mod normalisation;
 #[path = "../../../../handbook/47-optimisers/lab.rs"]
 mod optimisers;
+#[path = "../../../../handbook/07-output-quality/lab.rs"]
+mod output_quality;
 #[path = "../../../../handbook/21-overfitting/lab.rs"]
 mod overfitting;
 #[path = "../../../../handbook/36-pretrained-models/lab.rs"]
@@ -102,7 +104,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(4, "kl-divergence", "KL divergence").lab(kl_divergence::run),
     topic(5, "reducing-bias", "Reducing bias"),
     topic(6, "zero-few-shot", "Zero-shot and few-shot learning"),
-    topic(7, "output-quality", "Judging the quality of output"),
+    topic(7, "output-quality", "Judging the quality of output").lab(output_quality::run),
     topic(8, "style-transfer", "Style transfer"),
     topic(9, "tokenization", "Tokenization").lab(tokenization::run),
     topic(10, "noise", "Noise").lab(noise::run),
