@@ -41,7 +41,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     };
     let grows = images.windows(2).map(|pair| pair[1].0 / pair[0].0);
     let sure = images.windows(2).map(|pair| pair[0].1 - pair[1].1);
-    let (one, many) = diversity(lab).doing("measuring diversity")?;
+    let [one, many] = diversity(lab).doing("measuring diversity")?;
     let kept = ratings.iter().zip(QUALITY);
     let kept = kept.filter(|(got, truth)| got.low <= *truth && *truth <= got.high);
     let claims = vec![
@@ -64,12 +64,12 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         Claim::at_least("the same: of 100 - TER", falls(|t| -t.ter), 1.0),
         Claim::at_least(
             "stories told once each: share of different word pairs, over that of one story told over and over",
-            many.0 / one.0,
+            many[0] / one[0],
             3.0,
         ),
         Claim::at_least(
             "one story over and over: Self-BLEU less that of different stories",
-            one.1 - many.1,
+            one[1] - many[1],
             0.1,
         ),
         Claim::at_least(
@@ -207,7 +207,7 @@ fn replaced(text: &str, words: &[&str], share: f64, random: &mut Rng) -> String 
 
 /// The share of different word pairs and the Self-BLEU of one story with other names each time, and of
 /// different stories.
-fn diversity(lab: &LabContext<'_>) -> Result<((f64, f64), (f64, f64)), EvalError> {
+fn diversity(lab: &LabContext<'_>) -> Result<[[f64; 2]; 2], EvalError> {
     const COUNT: u64 = 30;
     let mut known: Vec<String> = Vec::new();
     let mut ids = |text: &str| -> Vec<u32> {
@@ -225,8 +225,8 @@ fn diversity(lab: &LabContext<'_>) -> Result<((f64, f64), (f64, f64)), EvalError
         .map(|i| ids(&format!("{} . {first}", people[i % people.len()])))
         .collect();
     let different: Vec<Vec<u32>> = (0..COUNT).map(|i| ids(&story(lab.seed, i))).collect();
-    let of = |texts: &[Vec<u32>]| Ok((distinct_n(texts, 2)?, self_bleu(texts, 4)?));
-    Ok((of(&again)?, of(&different)?))
+    let of = |texts: &[Vec<u32>]| Ok([distinct_n(texts, 2)?, self_bleu(texts, 4)?]);
+    Ok([of(&again)?, of(&different)?])
 }
 
 /// FID and precision of fresh glyphs, then of noisier and noisier ones.

@@ -2,6 +2,7 @@
 
 mod decode;
 mod idx;
+mod stack;
 
 use std::path::Path;
 

@@ -157,6 +157,49 @@ impl<'a> Judge<'a> {
     }
 }
 
+impl Judge<'_> {
+    /// Which stacks of classes occur among drawn images of several channels, each of which it reads by
+    /// itself: how many of all there are, and the divergence of their histogram from that of `data`.
+    ///
+    /// # Errors
+    /// Images it cannot read.
+    pub fn count_stacks(
+        &self,
+        drawn: &ImageSet,
+        data: &Images,
+        how: &str,
+        evaluation: &mut Evaluation,
+    ) -> Result<(), TrainError> {
+        let seen = self.net.embed(&drawn.unstacked(), &mut |_| {})?;
+        let read = predictions(&seen.logits, seen.n_classes).map_err(TrainError::other)?;
+        let mode = |parts: &[usize]| {
+            let parts = parts.iter().rev();
+            parts.fold(0, |mode, part| mode * seen.n_classes + part)
+        };
+        let modes: Vec<usize> = read.chunks(drawn.channels).map(mode).collect();
+        let mut reference = vec![0; data.train.class_names.len()];
+        let labels = data.train.labels.iter().flatten();
+        labels.for_each(|&label| reference[usize::from(label)] += 1);
+        let found = class_modes(&modes, &reference).map_err(TrainError::other)?;
+        let signature = |metric: &str| {
+            format!(
+                "{metric}|judge={}|of={}|real={}|split=train|{how}",
+                self.name(),
+                found.total,
+                data.train.len()
+            )
+        };
+        evaluation.put(
+            "judge_accuracy",
+            self.accuracy,
+            format!("judge_accuracy|judge={}", self.name()),
+        );
+        evaluation.put("modes", found.covered as f64, signature("modes"));
+        evaluation.put("modes_kl", found.kl, signature("modes_kl|nats"));
+        Ok(())
+    }
+}
+
 /// Every metric that compares two sets of features.
 fn distances(
     drawn: &Embedding,

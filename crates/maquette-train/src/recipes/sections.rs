@@ -33,6 +33,10 @@ pub struct ImageData {
     /// What to render, for `source = "glyphs"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub glyphs: Option<GlyphConfig>,
+    /// So many grey images, drawn at random, are the channels of one: `stack = 3` makes 1,000 modes of ten
+    /// digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<usize>,
     /// Use only so many training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -109,6 +113,11 @@ impl ImageData {
             }
             (ImageSource::Path, true) => self.open_stream(path.ok_or_else(missing_path)?, train)?,
         };
+        if let Some(depth) = self.stack {
+            let stacked = |set: &ImageSet| set.stacked(depth, train.seed);
+            images.train = Arc::new(stacked(&images.train).map_err(TrainError::other)?);
+            images.test = stacked(&images.test).map_err(TrainError::other)?;
+        }
         if let Some(limit) = self
             .limit
             .filter(|&limit| limit < images.examples && !self.streaming)
@@ -189,6 +198,13 @@ impl ImageData {
                 "shuffle_buffer",
                 "must be at least 1",
                 "4096 is usual",
+            ));
+        }
+        if self.streaming && self.stack.is_some() {
+            return Err(Invalid::new(
+                "stack",
+                "streamed images are not stacked",
+                "leave streaming or stack out",
             ));
         }
         if self.streaming && self.source != ImageSource::Path {

@@ -54,6 +54,7 @@ built_in![
     "shakespeare-bpe",
     "shakespeare-char",
     "spans",
+    "stacked-mnist",
     "stories",
     "stories-experts",
     "stories-streaming",

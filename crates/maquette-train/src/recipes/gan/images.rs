@@ -28,6 +28,8 @@ pub type GanImagesRecipe = GanRecipe<ImageData>;
 const RANGE: (f32, f32) = (-1.0, 1.0);
 /// Images of a sample sheet.
 const SHOWN: usize = 64;
+/// Images that are compared with every training image.
+const MAX_COMPARED: usize = 2500;
 /// Draws whose styles' mean is the centre of a truncation.
 const CENTRE: usize = 1024;
 
@@ -348,11 +350,32 @@ fn measure(
     if data.train.labels.is_some() {
         say("training the judge");
         let steps = recipe.evaluate.judge_steps;
-        let judge = Judge::train(data, recipe.data.source, steps, painter.device)?;
-        say("comparing with real images");
-        judge.measure(&drawn, &how, &mut evaluation)?;
+        let source = recipe.data.source;
+        if recipe.data.stack.is_some() {
+            let single = single(data);
+            let judge = Judge::train(&single, source, steps, painter.device)?;
+            say("counting modes");
+            judge.count_stacks(&drawn, data, &how, &mut evaluation)?;
+        } else {
+            let judge = Judge::train(data, source, steps, painter.device)?;
+            say("comparing with real images");
+            judge.measure(&drawn, &how, &mut evaluation)?;
+        }
     }
     say("looking for copies of training images");
-    copies_of_training(&drawn, data, &how, &mut evaluation)?;
+    let some: Vec<usize> = (0..n.min(MAX_COMPARED)).collect();
+    let how = format!("n={}|seed={}", some.len(), request.seed);
+    copies_of_training(&drawn.subset(&some), data, &how, &mut evaluation)?;
     Ok(evaluation)
+}
+
+/// The parts of stacked images.
+fn single(data: &Images) -> Images {
+    let train = data.train.unstacked();
+    Images {
+        examples: train.len(),
+        train: train.into(),
+        test: data.test.unstacked(),
+        stream: None,
+    }
 }
