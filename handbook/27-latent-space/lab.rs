@@ -6,11 +6,17 @@ use crate::data::glyphs::{GlyphConfig, glyphs};
 use crate::data::{ImageSet, Split};
 use crate::eval::neighbours;
 use crate::generate::image::Picture;
-use crate::generate::latent::{Interpolation, path};
-use crate::labs::training::{all, autoencoder, matrix, numbers, pictures};
+use crate::generate::latent::{Interpolation, Projection, path, project};
+use crate::labs::training::{all, autoencoder, matrix, numbers, pictures, recipe};
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome, beside, strips};
 use crate::models::vae::VaeNetwork;
 use crate::models::{Vae, VaeConfig};
+use crate::rng::{Stream, normal, rng};
+use crate::train::recipes::gan::images::latent;
+use crate::train::recipes::of_run;
+use crate::train::recipes::pictures::ImageRequest;
+
+const RECIPE: &str = include_str!("../../recipes/gan-glyphs.toml");
 
 const D_LATENT: usize = 16;
 const POINTS: usize = 16;
@@ -40,7 +46,14 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     let model = autoencoder(lab, &together, &config, 700)?.model;
 
     lab.say("walking");
-    let walk = walk(lab, &model, &small)?;
+    let codes = means(lab, &model, &small)?;
+    // Images `i` and `i + 3` are of different classes: the classes take turns.
+    let pairs: Vec<_> = (0..PAIRS)
+        .map(|pair| pair * 10 + pair % 7)
+        .map(|i| [codes[i].clone(), codes[i + 3].clone()])
+        .collect();
+    let walk = walk(&pairs, |codes| decode(lab, &model, codes), &small)?;
+    let played = adversarial(lab)?;
     lab.say("the attribute vector");
     let moved = attribute(lab, &model, (&small, &large))?;
 
@@ -55,6 +68,21 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
             "distance to the nearest real glyph, middle of the path over the average of the end images",
             walk.middle,
             0.95,
+        ),
+        Claim::at_most(
+            "adversarial generator, arc paths: largest of 15 steps over the distance of the ends",
+            played.walk.arc,
+            0.35,
+        ),
+        Claim::at_most(
+            "the same: middle of the path to the nearest real glyph, over that of the ends themselves",
+            played.walk.middle_over_ends,
+            1.2,
+        ),
+        Claim::at_most(
+            "its own pictures projected back: distance left, over that to the nearest of 64 draws",
+            played.left,
+            0.5,
         ),
         Claim::at_least(
             "size vector from 0-4: share of unseen 5-9 that come closer to the truly larger glyph",
@@ -90,6 +118,10 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     );
     let rows = [
         ("three paths", walk.pictures),
+        (
+            "three paths of an adversarial generator",
+            played.walk.pictures,
+        ),
         ("small, small + vector, truly large", moved.pictures),
     ];
     let plot = beside(&[chart.svg(), strips(&rows)?]);
@@ -139,30 +171,32 @@ struct Walk {
     arc: f64,
     line: f64,
     middle: f64,
+    /// The same over that of the ends.
+    middle_over_ends: f64,
     /// Mean length of each step over the distance of the ends.
     steps: Vec<f64>,
     pictures: Vec<Vec<Picture>>,
 }
 
-fn walk(lab: &LabContext<'_>, model: &Vae, set: &ImageSet) -> Result<Walk, LabError> {
-    let codes = means(lab, model, set)?;
+/// Paths between pairs of codes, and how far their pictures are from those of `set`.
+fn walk(
+    pairs: &[[Vec<f32>; 2]],
+    decode: impl Fn(&[Vec<f32>]) -> Result<Vec<Vec<f32>>, LabError>,
+    set: &ImageSet,
+) -> Result<Walk, LabError> {
     let mut walk = Walk {
         arc: 0.0,
         line: 0.0,
         middle: 0.0,
+        middle_over_ends: 0.0,
         steps: vec![0.0; POINTS - 1],
         pictures: vec![],
     };
-    let share = 1.0 / PAIRS as f64;
-    let (mut middles, mut blends) = (Vec::new(), Vec::new());
-    for pair in 0..PAIRS {
-        // Images `i` and `i + 3` are of different classes: the classes take turns.
-        let (a, b) = (
-            &codes[pair * 10 + pair % 7],
-            &codes[pair * 10 + pair % 7 + 3],
-        );
+    let share = 1.0 / pairs.len() as f64;
+    let (mut middles, mut blends, mut both) = (Vec::new(), Vec::new(), Vec::new());
+    for (pair, [a, b]) in pairs.iter().enumerate() {
         for how in [Interpolation::Spherical, Interpolation::Linear] {
-            let images = decode(lab, model, &path(a, b, POINTS, how).doing("interpolating")?)?;
+            let images = decode(&path(a, b, POINTS, how).doing("interpolating")?)?;
             let ends = distance(&images[0], &images[POINTS - 1]);
             let steps: Vec<f64> = images
                 .windows(2)
@@ -185,6 +219,7 @@ fn walk(lab: &LabContext<'_>, model: &Vae, set: &ImageSet) -> Result<Walk, LabEr
                             .map(|(a, b)| 0.5 * (a + b))
                             .collect(),
                     );
+                    both.extend([images[0].clone(), images[POINTS - 1].clone()]);
                     if pair < 3 {
                         walk.pictures.push(pictures_of(&images, set)?);
                     }
@@ -192,8 +227,95 @@ fn walk(lab: &LabContext<'_>, model: &Vae, set: &ImageSet) -> Result<Walk, LabEr
             }
         }
     }
-    walk.middle = to_real(&middles, set)? / to_real(&blends, set)?;
+    let middle = to_real(&middles, set)?;
+    walk.middle = middle / to_real(&blends, set)?;
+    walk.middle_over_ends = middle / to_real(&both, set)?;
     Ok(walk)
+}
+
+/// What a generator that was never shown a code can do with them.
+struct Played {
+    walk: Walk,
+    left: f64,
+}
+
+/// A small adversarial network without labels: its paths, and the way back into its latent space.
+fn adversarial(lab: &LabContext<'_>) -> Result<Played, LabError> {
+    const STARTS: u64 = 64;
+    let (folder, recipe_text) = (
+        tempfile::tempdir().doing("making a folder")?,
+        RECIPE.replace("conditioning = \"projection\"\n", ""),
+    );
+    let out = folder.path().join("run");
+    let sets: &[(&str, &str)] = &[
+        ("train.steps", if lab.quick { "250" } else { "1500" }),
+        ("train.batch", "32"),
+        ("train.ema", if lab.quick { "0.97" } else { "0.995" }),
+        ("model.width", "16"),
+        ("data.glyphs.per_class", "100"),
+        ("evaluate.count", "16"),
+        ("evaluate.judge_steps", "1"),
+    ];
+    lab.say("training an adversarial network");
+    recipe(lab, &recipe_text, sets, &out)?;
+    let source = of_run(&out).doing("reading the run")?;
+    let space = latent(&source, &out, &ImageRequest::default(), &lab.device);
+    let space = space.doing("reading the run")?;
+    let set = glyphs(
+        Split::Train,
+        lab.seed,
+        &GlyphConfig {
+            per_class: 100,
+            ..GlyphConfig::default()
+        },
+    )
+    .doing("drawing glyphs")?;
+
+    lab.say("walking its latent space");
+    let draw = |i: u64| normal(&mut rng(lab.seed, Stream::Sample, i), space.d_latent);
+    let tensor = |codes: &[Vec<f32>]| matrix(codes.concat(), codes.len(), &space.device);
+    let decode = |codes: &[Vec<f32>]| {
+        let images = numbers((space.decode)(tensor(codes)) * 0.5 + 0.5)?;
+        let pixels = images.len() / codes.len();
+        Ok(images
+            .chunks(pixels)
+            .map(<[f32]>::to_vec)
+            .collect::<Vec<_>>())
+    };
+    let pairs: Vec<_> = (0..PAIRS as u64)
+        .map(|i| [draw(2 * i), draw(2 * i + 1)])
+        .collect();
+    let walk = walk(&pairs, decode, &set)?;
+
+    lab.say("projecting its own pictures back");
+    let truth: Vec<Vec<f32>> = (1000..1008).map(draw).collect();
+    let wanted = decode(&truth)?;
+    let starts: Vec<Vec<f32>> = (2000..2000 + STARTS).map(draw).collect();
+    let drawn = decode(&starts)?;
+    let (mut chosen, mut before) = (Vec::new(), 0.0);
+    for image in &wanted {
+        let far = |i: &usize| distance(&drawn[*i], image);
+        let nearest = (0..starts.len()).min_by(|a, b| far(a).total_cmp(&far(b)));
+        let nearest = nearest.unwrap_or(0);
+        before += far(&nearest);
+        chosen.push(starts[nearest].clone());
+    }
+    let images = (space.decode)(tensor(&truth)).detach();
+    let found = project(
+        &space.decode,
+        chosen.concat(),
+        images,
+        &Projection::default(),
+        &space.device,
+    )
+    .doing("projecting")?;
+    let found: Vec<Vec<f32>> = found.chunks(space.d_latent).map(<[f32]>::to_vec).collect();
+    let after = decode(&found)?;
+    let after: f64 = after.iter().zip(&wanted).map(|(a, b)| distance(a, b)).sum();
+    Ok(Played {
+        walk,
+        left: after / before,
+    })
 }
 
 fn to_real(images: &[Vec<f32>], set: &ImageSet) -> Result<f64, LabError> {
