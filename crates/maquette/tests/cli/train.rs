@@ -399,7 +399,8 @@ fn two_players_resume_in_the_same_bytes_and_are_asked() {
     let stateful = "--set model.critic.spectral_norm=true --set model.generator.norm=batch \
                     --set objective.instance_noise={std=0.1,until=8} \
                     --set objective.gradient_penalty={kind=\"r1\",weight=1.0}";
-    let unrolled = "--set objective.unroll={steps=2,lr=0.1} --set critic.clip_weights=0.5";
+    let unrolled = "--set objective.unroll.steps=2 --set objective.unroll.lr=0.1 \
+                    --set model.critic.spectral_norm=true";
     for (name, sets) in [("stateful", stateful), ("unrolled", unrolled)] {
         let train = |run: &str| {
             let ran = bench.run(&format!("train gan.toml --out {run} --json {sets}"));
@@ -455,5 +456,98 @@ fn remedies_that_do_not_fit_are_refused_by_name() {
         let sets: Vec<_> = sets.split(' ').map(|set| format!("--set {set}")).collect();
         let ran = bench.run(&format!("train gan.toml {}", sets.join(" ")));
         ran.fails(2, &[words]);
+    }
+}
+
+/// Two players on small glyphs.
+const TINY_PICTURES: &str = r#"
+summary = "test"
+family = "gan"
+[data]
+source = "glyphs"
+glyphs = { size = 16, per_class = 5 }
+[model]
+network = "dcgan"
+conditioning = "projection"
+d_latent = 4
+width = 4
+[generator]
+optimizer = { kind = "adam", lr = 1e-3 }
+[critic]
+turns = 2
+optimizer = { kind = "adam", lr = 1e-3 }
+[train]
+steps = 12
+batch = 8
+checkpoint_every = 4
+[evaluate]
+count = 20
+judge_steps = 2
+"#;
+
+#[test]
+fn players_of_images_resume_and_draw_what_is_asked() {
+    let bench = Bench::new();
+    bench.write("gan.toml", TINY_PICTURES);
+    let residual = "--set model.network=resnet --set model.critic.spectral_norm=true \
+                    --set objective.augment={colour=true,translation=0.125,cutout=0.5}";
+    let style = "--set model.network=style --set model.conditioning=auxiliary \
+                 --set objective.gradient_penalty={kind=\"r1\",weight=1.0}";
+    for (name, sets) in [("dcgan", ""), ("residual", residual), ("style", style)] {
+        let train = |run: &str| {
+            let ran = bench.run(format!("train gan.toml --out {run} --json {sets}").trim());
+            ran.succeeds().json()["metrics"].clone()
+        };
+        let (whole, cut) = (format!("{name}-whole"), format!("{name}-cut"));
+        let metrics = train(&whole);
+        assert!(metrics["readback"].as_f64().is_some(), "{metrics}");
+        train(&cut);
+        bench.cut_after_the_first_checkpoint(&cut);
+        bench.run(&format!("train --resume {cut}")).succeeds();
+        assert_eq!(bench.weights(&whole), bench.weights(&cut), "{name}");
+        let drawn = format!("generate {whole} -n 3 --label 7 --truncation 0.7 --out {name}-made");
+        bench.run(&drawn).succeeds();
+        let again = format!("generate --replay {name}-made/0001.png --out {name}-again.png");
+        bench.run(&again).succeeds();
+        let read = |path: String| fs::read(bench.path(&path)).unwrap();
+        assert_eq!(
+            read(format!("{name}-made/0001.png")),
+            read(format!("{name}-again.png"))
+        );
+    }
+    let walk = "generate dcgan-whole --interpolate 1 2 --label 3 --points 3 --out walk";
+    bench.run(walk).succeeds();
+    bench
+        .run("generate dcgan-whole --label Q")
+        .fails(1, &["there is no class `Q`"]);
+}
+
+#[test]
+fn faults_of_a_game_are_named_in_log_and_report() {
+    let bench = Bench::new();
+    bench.write("gan.toml", TINY_PICTURES);
+    let ran = bench.run("train gan.toml --out run --steps 24 --set pixels=unit");
+    ran.succeeds();
+    let found = fs::read_to_string(bench.path("run/diagnosis.jsonl")).unwrap();
+    assert!(found.contains("range-mismatch"), "{found}");
+    let report = fs::read_to_string(bench.path("run/report.html")).unwrap();
+    assert!(report.contains("data range mismatch"));
+}
+
+#[test]
+fn labels_and_sizes_that_do_not_fit_are_refused() {
+    let bench = Bench::new();
+    bench.write("gan.toml", TINY_PICTURES);
+    for (sets, code, words) in [
+        (
+            "model.n_classes=7",
+            1,
+            "model.n_classes = 7, and the data has 10",
+        ),
+        ("data.glyphs.size=15", 1, "these are 15x15"),
+        ("model.critic.packing=2", 2, "several labels"),
+    ] {
+        let ran = bench.run(&format!("train gan.toml --set {sets}"));
+        ran.fails(code, &[words]);
     }
 }
