@@ -9,8 +9,8 @@ use burn::{
     tensor::{Device, Tensor, activation},
 };
 use maquette_nn::{
-    BatchNorm, Conv2d, ConvTranspose2d, Linear, LinearConfig, norm::GroupNorm, project,
-    spectral::PowerIteration,
+    BatchNorm, Conv2d, Conv2dConfig, ConvTranspose2d, ConvTranspose2dConfig, Linear, LinearConfig,
+    norm::GroupNorm, project, spectral::PowerIteration,
 };
 use serde::{Deserialize, Serialize};
 
@@ -146,6 +146,43 @@ impl LayerConfig {
     pub(super) fn dense(self, d_in: usize, d_out: usize, device: &Device) -> Layer {
         let kernel = Kernel::Dense(LinearConfig::new(d_in, d_out).init(device));
         self.init(kernel, device)
+    }
+
+    /// A convolution of a square kernel.
+    pub(super) fn conv(
+        self,
+        [c_in, c_out]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+        device: &Device,
+    ) -> Layer {
+        let config = Conv2dConfig {
+            stride,
+            padding,
+            bias: self.norm == NormChoice::None,
+            ..Conv2dConfig::same(c_in, c_out, kernel)
+        };
+        self.init(Kernel::Conv(config.init(device)), device)
+    }
+
+    /// A transposed convolution of a square kernel.
+    pub(super) fn up(
+        self,
+        [c_in, c_out]: [usize; 2],
+        kernel: usize,
+        stride: usize,
+        padding: usize,
+        device: &Device,
+    ) -> Layer {
+        let config = ConvTranspose2dConfig {
+            kernel,
+            stride,
+            padding,
+            bias: self.norm == NormChoice::None,
+            ..ConvTranspose2dConfig::double(c_in, c_out)
+        };
+        self.init(Kernel::Up(config.init(device)), device)
     }
 }
 

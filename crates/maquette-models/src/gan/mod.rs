@@ -13,6 +13,7 @@ mod loss;
 mod minibatch;
 mod objective;
 mod penalty;
+mod translation;
 mod unroll;
 
 use burn::{module::Module, tensor::Device};
@@ -32,6 +33,10 @@ pub use loss::AdversarialLoss;
 pub use minibatch::MinibatchConfig;
 pub use objective::{InstanceNoise, Objective, ObjectiveConfig, PlayerLoss, Turn};
 pub use penalty::{PenaltyConfig, PenaltyKind};
+pub use translation::{
+    PatchCritic, PatchCriticConfig, PatchCritics, TranslationConfig, TranslationObjective,
+    TranslationObjectiveConfig, TranslationTurn, Translator, TranslatorConfig, Translators,
+};
 pub use unroll::UnrollConfig;
 
 /// The networks.

@@ -21,6 +21,7 @@ pub mod points;
 pub mod sections;
 pub mod seq2seq;
 pub mod text;
+pub mod translate;
 pub mod vae;
 mod weights;
 mod writing;
@@ -69,6 +70,8 @@ pub enum Family {
     Points,
     /// Generative adversarial network on points in the plane.
     GanPoints,
+    /// Adversarial translation of images to images.
+    Translate,
     /// Image classifier.
     Classifier,
 }
@@ -115,6 +118,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
         "generative adversarial network (MLP) on points in the plane",
     ),
     (
+        "translate",
+        "image-to-image translation: pix2pix with pairs, CycleGAN without",
+    ),
+    (
         "classifier",
         "convolutional image classifier, the judge of generated images",
     ),
@@ -140,6 +147,7 @@ impl Family {
             "diffusion" => Ok(Self::Diffusion),
             "points" => Ok(Self::Points),
             "gan-points" => Ok(Self::GanPoints),
+            "translate" => Ok(Self::Translate),
             "classifier" => Ok(Self::Classifier),
             _ => {
                 let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
@@ -220,6 +228,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
         Family::Diffusion => diffusion::train(job),
         Family::Points => points::train(job),
         Family::GanPoints => gan::points::train(job),
+        Family::Translate => translate::train(job),
         Family::Classifier => classifier::train(job),
     }
 }
@@ -258,6 +267,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
         Family::Diffusion => diffusion::evaluate(&source, job)?,
         Family::Points => points::evaluate(&source, job)?,
         Family::GanPoints => gan::points::evaluate(&source, job)?,
+        Family::Translate => translate::evaluate(&source, job)?,
         Family::Classifier => classifier::evaluate(&source, job)?,
     };
     all.keep(&wanted)
