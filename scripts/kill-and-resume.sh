@@ -47,4 +47,6 @@ else
   check vae vae-glyphs --steps 40 --set train.checkpoint_every=10 --set data.glyphs.per_class=50 --set evaluate.samples=0 \
     --set evaluate.importance_samples=0
   check diffusion glyphs --steps 20 --set train.checkpoint_every=5 "${images[@]}" --set evaluate.samples=0
+  check cyclegan cyclegan-glyphs --steps 20 --set train.checkpoint_every=5 --set data.glyphs.per_class=20 \
+    --set evaluate.judge_steps=0
 fi

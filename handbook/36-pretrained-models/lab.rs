@@ -182,6 +182,7 @@ fn command(
             strategy: Strategy::Draw,
             ahead: Ahead::Nothing,
         },
+        given: None,
         images: ImageRequest {
             count: 1,
             seed,

@@ -18,6 +18,7 @@ pub mod image;
 pub mod likelihood;
 pub mod modes;
 pub mod neighbours;
+pub mod pixels;
 mod points;
 pub mod rating;
 pub mod regression;

@@ -2,6 +2,7 @@
 
 mod decode;
 mod idx;
+mod paired;
 mod stack;
 
 use std::path::Path;
@@ -17,6 +18,8 @@ pub(crate) use decode::{
     Classes, MAX_FILE_BYTES, common_root, decode_image, folder_files, is_image, number_classes,
     read_file, unify,
 };
+pub use paired::{Derived, ImagePairs};
+
 pub(crate) use idx::{IMAGES as IDX_IMAGES, damaged, labels_beside, read_header, read_labels};
 
 /// Decoded sets larger than this are refused: they belong to the streaming reader.
@@ -34,7 +37,7 @@ pub enum Split {
 
 /// What to do with images of different sizes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Sizes {
     /// All must agree; anything else is an error.
     #[default]
@@ -171,6 +174,33 @@ impl ImageSet {
     /// A side of 0, or one that is too long.
     pub fn resized(self, height: usize, width: usize) -> Result<ImageSet> {
         decode::resize_set(self, height, width)
+    }
+
+    /// The images in grey (1; by luminance, ITU-R BT.601) or colour (3; equal channels).
+    pub fn in_channels(self, channels: usize) -> ImageSet {
+        if self.channels == channels {
+            return self;
+        }
+        let plane = self.height * self.width;
+        let convert = |i: usize| -> Vec<u8> {
+            let image = self.image(i);
+            match channels {
+                1 => {
+                    let weight = [0.299, 0.587, 0.114];
+                    let grey = |at: usize| {
+                        let parts = (0..3).map(|c| weight[c] * f32::from(image[c * plane + at]));
+                        parts.sum::<f32>().round() as u8
+                    };
+                    (0..plane).map(grey).collect()
+                }
+                _ => image.repeat(channels),
+            }
+        };
+        ImageSet {
+            channels,
+            pixels: (0..self.len()).flat_map(convert).collect(),
+            ..self
+        }
     }
 
     /// The labels at `indices`; `None` when the set has none.

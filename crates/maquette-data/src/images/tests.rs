@@ -37,7 +37,7 @@ fn gz(bytes: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-fn png(w: u32, h: u32, colour: bool, value: u8) -> Vec<u8> {
+pub(super) fn png(w: u32, h: u32, colour: bool, value: u8) -> Vec<u8> {
     let mut out = std::io::Cursor::new(Vec::new());
     let image = match colour {
         true => image::RgbImage::from_pixel(w, h, image::Rgb([value, 0, 255])).into(),
@@ -403,4 +403,19 @@ fn real_tiles_out_of_a_tar_gz() {
         "{:?}",
         set.class_names
     );
+}
+
+#[test]
+fn grey_and_colour() {
+    let set = |channels, pixels| ImageSet {
+        channels,
+        height: 1,
+        width: 2,
+        pixels,
+        labels: None,
+        class_names: vec![],
+    };
+    let colour = set(3, vec![10, 255, 10, 0, 10, 0]);
+    assert_eq!(colour.in_channels(1).pixels, [10, 76]);
+    assert_eq!(set(1, vec![1, 2]).in_channels(3).pixels, [1, 2, 1, 2, 1, 2]);
 }

@@ -17,6 +17,7 @@ mod objective;
 mod penalty;
 mod stage;
 mod style;
+mod translation;
 mod unroll;
 
 use burn::{module::Module, tensor::Device};
@@ -38,6 +39,10 @@ pub use loss::AdversarialLoss;
 pub use minibatch::MinibatchConfig;
 pub use objective::{InstanceNoise, Objective, ObjectiveConfig, PlayerLoss, Turn};
 pub use penalty::{PenaltyConfig, PenaltyKind};
+pub use translation::{
+    PatchCritic, PatchCriticConfig, PatchCritics, TranslationConfig, TranslationObjective,
+    TranslationObjectiveConfig, TranslationTurn, Translator, TranslatorConfig, Translators,
+};
 pub use unroll::UnrollConfig;
 
 /// The networks.

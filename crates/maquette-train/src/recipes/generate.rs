@@ -15,7 +15,9 @@ use super::gpt::LanguageRecipe;
 use super::latent::{self, LatentAsk};
 use super::opening::{Opening, is_gguf};
 use super::pictures::{self, Draw, ImageRequest, Stamp};
-use super::{Family, diffusion, gan, mask_predict, of_run, points, seq2seq, vae, writing};
+use super::{
+    Family, diffusion, gan, mask_predict, of_run, points, seq2seq, translate, vae, writing,
+};
 use crate::attention::{Attention, MAX_TOKENS};
 use crate::files::write_atomic;
 use crate::{TrainError, hash};
@@ -28,6 +30,8 @@ pub struct GenerateJob<'a> {
     pub text: TextAsk,
     /// What to draw; its `count` and `seed` hold for text too.
     pub images: ImageRequest,
+    /// Pictures to translate: a file, a folder or an archive.
+    pub given: Option<PathBuf>,
     /// Pictures of the latent space instead of draws.
     pub latent: Option<LatentAsk>,
     /// Called with pieces of text as they come.
@@ -129,15 +133,22 @@ pub enum Made {
 pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
     let folder =
         !job.model.join("recipe.toml").is_file() && job.model.join("config.json").is_file();
+    let text = folder || is_gguf(&job.model);
+    if job.given.is_some() && text {
+        return Err(no_pictures("a language"));
+    }
     if folder && hf::model_type(&job.model).map_err(TrainError::other)? == "bert" {
         job.text.only_a_prompt()?;
         return gaps(job);
     }
-    if folder || is_gguf(&job.model) {
+    if text {
         return writing::transformer(job, String::new());
     }
     let source = of_run(&job.model)?;
     let family = Family::of(&source)?;
+    if job.given.is_some() && family != Family::Translate {
+        return Err(no_pictures(&format!("a {family:?}")));
+    }
     let writes = matches!(family, Family::Gpt | Family::Recurrent | Family::CausalConv);
     if !writes {
         job.text.only_a_prompt()?;
@@ -163,8 +174,15 @@ pub fn generate(job: GenerateJob<'_>) -> Result<Vec<Made>, TrainError> {
         Family::MaskPredict => mask_predict::generate(&source, job),
         Family::Points => points::generate(&source, job),
         Family::GanPoints => gan::points::generate(&source, job),
+        Family::Translate => translate::generate(&source, job),
         Family::Vae | Family::Diffusion | Family::Gan => images(job),
     }
+}
+
+fn no_pictures(kind: &str) -> TrainError {
+    TrainError::other(format!(
+        "--images is for models that translate pictures, and {kind} model does not; leave it out"
+    ))
 }
 
 /// How many tokens are shown for a gap, unless `--top-k` says otherwise.
@@ -241,6 +259,10 @@ fn drawing(model: &Path, device: &Device) -> Result<Drawing, TrainError> {
         Family::Vae => vae::drawing(&source, model, device),
         Family::Diffusion => diffusion::drawing(&source, model, device),
         Family::Gan => gan::images::drawing(&source, model, device),
+        Family::Translate => Err(TrainError::other(
+            "a model that translates draws no pictures of its own; `maquette generate RUN --images PATH` translates \
+             some",
+        )),
         family => Err(TrainError::other(format!(
             "a {family:?} model draws no images"
         ))),

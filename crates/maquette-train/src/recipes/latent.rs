@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use maquette_data::Split;
 use maquette_data::images::{Sizes, open_with};
-use maquette_data::{ImageSet, Split};
 use maquette_generate::animation::Animation;
 use maquette_generate::image::{Picture, encode_png, grid, pictures};
 use maquette_generate::latent::{Interpolation, Projection, path, project};
@@ -255,7 +255,7 @@ impl Space<'_> {
         let [channels, height, width] = self.model.image;
         let sizes = Sizes::Resize { height, width };
         let set = open_with(path, Split::Train, sizes).map_err(TrainError::other)?;
-        let set = in_channels(set, channels);
+        let set = set.in_channels(channels);
         (self.say)(&format!("looking for the codes of {} images", set.len()));
         let (low, high) = self.model.range;
         let values = set
@@ -323,33 +323,6 @@ impl Space<'_> {
     }
 }
 
-/// Grey by luminance (ITU-R BT.601), or three equal channels.
-fn in_channels(set: ImageSet, channels: usize) -> ImageSet {
-    if set.channels == channels {
-        return set;
-    }
-    let plane = set.height * set.width;
-    let convert = |i: usize| -> Vec<u8> {
-        let image = set.image(i);
-        match channels {
-            1 => {
-                let weight = [0.299, 0.587, 0.114];
-                let grey = |at: usize| {
-                    let parts = (0..3).map(|c| weight[c] * f32::from(image[c * plane + at]));
-                    parts.sum::<f32>().round() as u8
-                };
-                (0..plane).map(grey).collect()
-            }
-            _ => image.repeat(channels),
-        }
-    };
-    ImageSet {
-        channels,
-        pixels: (0..set.len()).flat_map(convert).collect(),
-        ..set
-    }
-}
-
 fn numbers(tensor: Tensor<2>) -> Result<Vec<f32>, TrainError> {
     tensor
         .try_into_vec_as::<f32>()
@@ -385,23 +358,5 @@ mod tests {
         assert_eq!(along(&[0.0; 3], &[], 1.0, 2).unwrap().len(), 6);
         assert!(along(&[0.0; 3], &[3], 1.0, 2).is_err());
         assert!(along(&[0.0; 3], &[], 1.0, 1).is_err());
-    }
-
-    #[test]
-    fn grey_and_colour() {
-        let set = |channels, pixels| ImageSet {
-            channels,
-            height: 1,
-            width: 2,
-            pixels,
-            labels: None,
-            class_names: vec![],
-        };
-        let colour = set(3, vec![10, 255, 10, 0, 10, 0]);
-        assert_eq!(in_channels(colour, 1).pixels, [10, 76]);
-        assert_eq!(
-            in_channels(set(1, vec![1, 2]), 3).pixels,
-            [1, 2, 1, 2, 1, 2]
-        );
     }
 }

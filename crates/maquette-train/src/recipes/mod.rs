@@ -21,6 +21,7 @@ pub mod points;
 pub mod sections;
 pub mod seq2seq;
 pub mod text;
+pub mod translate;
 pub mod vae;
 mod weights;
 mod writing;
@@ -71,6 +72,8 @@ pub enum Family {
     Gan,
     /// Generative adversarial network on points in the plane.
     GanPoints,
+    /// Adversarial translation of images to images.
+    Translate,
     /// Image classifier.
     Classifier,
 }
@@ -121,6 +124,10 @@ pub const FAMILIES: &[(&str, &str)] = &[
         "generative adversarial network (MLP) on points in the plane",
     ),
     (
+        "translate",
+        "image-to-image translation: pix2pix with pairs, CycleGAN without",
+    ),
+    (
         "classifier",
         "convolutional image classifier, the judge of generated images",
     ),
@@ -147,6 +154,7 @@ impl Family {
             "points" => Ok(Self::Points),
             "gan" => Ok(Self::Gan),
             "gan-points" => Ok(Self::GanPoints),
+            "translate" => Ok(Self::Translate),
             "classifier" => Ok(Self::Classifier),
             _ => {
                 let known: Vec<_> = FAMILIES.iter().map(|(name, _)| *name).collect();
@@ -228,6 +236,7 @@ pub fn train(job: Job<'_>) -> Result<Outcome, TrainError> {
         Family::Points => points::train(job),
         Family::Gan => gan::images::train(job),
         Family::GanPoints => gan::points::train(job),
+        Family::Translate => translate::train(job),
         Family::Classifier => classifier::train(job),
     }
 }
@@ -267,6 +276,7 @@ pub fn evaluate(job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
         Family::Points => points::evaluate(&source, job)?,
         Family::Gan => gan::images::evaluate(&source, job)?,
         Family::GanPoints => gan::points::evaluate(&source, job)?,
+        Family::Translate => translate::evaluate(&source, job)?,
         Family::Classifier => classifier::evaluate(&source, job)?,
     };
     all.keep(&wanted)

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use maquette_data::glyphs::{GlyphConfig, glyphs};
+use maquette_data::images::{self, Sizes};
 use maquette_data::stream::{ImageStream, ImageStreamConfig};
-use maquette_data::{Augment, DataError, ImageSet, Order, Split, images};
+use maquette_data::{Augment, DataError, ImageSet, Order, Split};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::Invalid;
@@ -37,6 +38,10 @@ pub struct ImageData {
     /// digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stack: Option<usize>,
+    /// What to do with images of different sizes: `agree`, `{ resize = { height = 32, width = 32 } }` or
+    /// `{ only = { height = 32, width = 32 } }`.
+    #[serde(default, skip_serializing_if = "agree")]
+    pub sizes: Sizes,
     /// Use only so many training images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<usize>,
@@ -57,6 +62,10 @@ pub struct ImageData {
 
 fn tenth() -> f64 {
     0.1
+}
+
+fn agree(sizes: &Sizes) -> bool {
+    *sizes == Sizes::Agree
 }
 
 fn buffer() -> usize {
@@ -131,8 +140,9 @@ impl ImageData {
     }
 
     fn open_path(&self, path: &Path, seed: u64) -> Result<Images, TrainError> {
-        let train = images::open(path, Split::Train).map_err(TrainError::other)?;
-        match images::open(path, Split::Test) {
+        let open = |split| images::open_with(path, split, self.sizes);
+        let train = open(Split::Train).map_err(TrainError::other)?;
+        match open(Split::Test) {
             Ok(test) => Ok(Images::in_memory(train, test)),
             Err(DataError::NoTestPart(_) | DataError::Missing(_)) => {
                 let (train, test) = train
@@ -145,13 +155,13 @@ impl ImageData {
     }
 
     fn open_stream(&self, path: &Path, train: &LoopSpec) -> Result<Images, TrainError> {
-        let test = images::open(path, Split::Test).map_err(TrainError::other)?;
+        let test = images::open_with(path, Split::Test, self.sizes).map_err(TrainError::other)?;
         let config = ImageStreamConfig {
             batch: train.batch,
             seed: train.seed,
             buffer: self.shuffle_buffer,
+            sizes: self.sizes,
             channels: test.channels,
-            ..ImageStreamConfig::default()
         };
         let folder = path.join("train");
         let path = if folder.is_dir() { &*folder } else { path };
@@ -191,6 +201,13 @@ impl ImageData {
                 "glyphs",
                 "only for source = \"glyphs\"",
                 "remove it, or change the source",
+            ));
+        }
+        if self.source == ImageSource::Glyphs && self.sizes != Sizes::Agree {
+            return Err(Invalid::new(
+                "sizes",
+                "only for source = \"path\"",
+                "the size of glyphs is data.glyphs.size",
             ));
         }
         if self.shuffle_buffer == 0 {

@@ -9,7 +9,7 @@ use maquette::train::recipes::latent::Code;
 /// `maquette generate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --chat --system \"Be brief.\" --prompt \"Why is the sky blue?\"\n  maquette generate hf://org/name --prompt \"A person:\" --json-schema person.json\n  maquette generate model.gguf --prompt \"Yes or no?\" --choices yes,no --logprobs 5 --json\n  maquette generate model.gguf --prompt \"It was\" --draft small.gguf\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate runs/vae-mnist-20260101-120000 --interpolate 3 7 --out walk\n  maquette generate runs/vae-mnist-20260101-120000 --latent \"bold/ - thin/ + me.png\"\n  maquette generate --replay letters/0003.png --out again"
+    after_help = "Examples:\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --max-tokens 100\n  maquette generate runs/stories-20260101-120000 --prompt \"Once upon\" --attention look.html\n  maquette generate runs/bert-20260101-120000 --prompt \"The capital of [MASK] is Paris.\" --top-k 5\n  maquette generate model.gguf --chat --system \"Be brief.\" --prompt \"Why is the sky blue?\"\n  maquette generate hf://org/name --prompt \"A person:\" --json-schema person.json\n  maquette generate model.gguf --prompt \"Yes or no?\" --choices yes,no --logprobs 5 --json\n  maquette generate model.gguf --prompt \"It was\" --draft small.gguf\n  maquette generate model.gguf --prompt \"It was\" --beams 4 --max-tokens 40\n  maquette generate runs/glyphs-20260101-120000 --label A,B,C -n 24 --out letters\n  maquette generate runs/vae-mnist-20260101-120000 --interpolate 3 7 --out walk\n  maquette generate runs/vae-mnist-20260101-120000 --latent \"bold/ - thin/ + me.png\"\n  maquette generate runs/pix2pix-glyphs-20260101-120000 --images outlines/ --out filled\n  maquette generate --replay letters/0003.png --out again"
 )]
 pub(crate) struct GenerateArgs {
     /// A run folder, a Hugging Face folder of a GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3 or BERT
@@ -306,6 +306,10 @@ pub(crate) struct ImageArgs {
     /// How to walk from noise to data.
     #[arg(long, value_name = "S")]
     pub(crate) sampler: Option<String>,
+    /// Pictures to translate, all of them: a file, a folder or an archive (default: the first of the run's
+    /// own that it never learnt from).
+    #[arg(long, value_name = "PATH")]
+    pub(crate) images: Option<PathBuf>,
     /// Draw numbers of a latent again beyond X standard deviations: fewer odd pictures, less variety.
     #[arg(long, value_name = "X")]
     pub(crate) truncation: Option<f32>,

@@ -60,6 +60,7 @@ pub(crate) fn run(args: GenerateArgs, output: Output) -> miette::Result<()> {
         model,
         text,
         images,
+        given: args.images.images.clone(),
         latent: latent(&args.latent),
         // Text that goes to a file is not shown as it comes.
         on_text: &mut |piece| {

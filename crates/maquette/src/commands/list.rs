@@ -40,6 +40,16 @@ const DATA: &[(&str, &str, &str)] = &[
         "--data FOLDER whose sub-folders are classes, or a .tar(.gz) of one; PNG, JPEG, GIF",
     ),
     (
+        "crawl-tiles",
+        "4,249 colour sprites 32x32 in 8 categories",
+        "--data crawl-tiles-Nov-2015.tar.gz, a tar of the folder releases/Nov-2015 (github.com/crawl/tiles)",
+    ),
+    (
+        "pairs",
+        "your own pictures and what they are to become",
+        "--data FOLDER with `a` (sources) and `b` (targets, same file names), for a recipe without pairs.from",
+    ),
+    (
         "tinyshakespeare",
         "1 MB of plays",
         "--data input.txt (github.com/karpathy/char-rnn, data/tinyshakespeare)",

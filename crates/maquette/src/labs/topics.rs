@@ -56,6 +56,8 @@ mod pretrained_models;
 mod sampling;
 #[path = "../../../../handbook/22-softmax/lab.rs"]
 mod softmax;
+#[path = "../../../../handbook/12-supervised-unsupervised/lab.rs"]
+mod supervised_unsupervised;
 #[path = "../../../../handbook/09-tokenization/lab.rs"]
 mod tokenization;
 #[path = "../../../../handbook/44-transformer/lab.rs"]
@@ -113,7 +115,8 @@ pub static TOPICS: [Topic; 60] = [
         12,
         "supervised-unsupervised",
         "Supervised and unsupervised generation",
-    ),
+    )
+    .lab(supervised_unsupervised::run),
     topic(13, "sensitive-domains", "Risk in sensitive domains"),
     topic(14, "prompts", "Open and closed prompts"),
     topic(15, "normalisation", "Normalisation and regularisation").lab(normalisation::run),

@@ -14,3 +14,4 @@ mod metric;
 mod refused;
 mod tokenizer;
 mod train;
+mod translate;

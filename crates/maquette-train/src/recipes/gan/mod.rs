@@ -135,7 +135,7 @@ impl<D: DeserializeOwned> GanRecipe<D> {
     }
 }
 
-fn check_player(
+pub(super) fn check_player(
     source: &Source,
     [section, optimizer, schedule]: [&'static str; 3],
     player: &PlayerSpec,
