@@ -11,7 +11,7 @@ use maquette_eval::image::{frechet_interval, kernel_distance, manifold};
 use maquette_eval::modes::class_modes;
 use maquette_eval::neighbours::{copies, nearest};
 use maquette_models::classifier::{Classifier, ClassifierConfig};
-use maquette_rng::{Stream, rng};
+use maquette_rng::{Stream, rng, seed_for};
 
 use super::images::{self, Batch};
 use super::sections::{ImageSource, Images};
@@ -326,6 +326,8 @@ fn learn_to_read(
     let order =
         Order::new(images.len(), BATCH.min(images.len()), SEED).map_err(TrainError::other)?;
     for step in 0..steps {
+        // Dropout is drawn by the back end, whose generator is where others left it.
+        device.seed(seed_for(SEED, Stream::Dropout, step));
         let indices = order.indices(step);
         let random = &mut rng(SEED, Stream::Augment, step);
         let batch = Batch::new(

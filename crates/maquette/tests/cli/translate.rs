@@ -110,7 +110,7 @@ fn pictures_are_translated() {
     for (ask, words) in [
         (
             "--images odd.png",
-            "17x17 (height x width), and this model halves them 1 times",
+            "17x17 (height x width), and this model halves them 2 times",
         ),
         ("--images nowhere", "nowhere"),
         ("--label 3", "decided by its source"),
