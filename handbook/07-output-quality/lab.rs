@@ -80,7 +80,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         Claim::at_least(
             "the same: smallest fall of precision",
             sure.fold(f64::INFINITY, f64::min),
-            0.05,
+            0.01,
         ),
         Claim::at_least(
             "blind votes on three models of known quality: lead of each over the next, smallest, in logits",
