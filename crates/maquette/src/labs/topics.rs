@@ -14,6 +14,8 @@ mod bert;
 mod diffusion;
 #[path = "../../../../handbook/41-eager-graph/lab.rs"]
 mod eager_graph;
+#[path = "../../../../handbook/30-gan-losses/lab.rs"]
+mod gan_losses;
 #[path = "../../../../handbook/43-gan-metrics/lab.rs"]
 mod gan_metrics;
 #[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
@@ -125,7 +127,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(27, "latent-space", "Latent space").lab(latent_space::run),
     topic(28, "adversarial-attacks", "Adversarial attacks"),
     topic(29, "stabilising-gans", "Stabilising GANs"),
-    topic(30, "gan-losses", "GAN losses"),
+    topic(30, "gan-losses", "GAN losses").lab(gan_losses::run),
     topic(31, "gpt-rnn", "GPT and RNN").lab(gpt_rnn::run),
     topic(32, "mode-collapse", "Mode collapse"),
     topic(33, "conditional-gan", "Conditional GANs"),
