@@ -31,6 +31,7 @@ built_in![
     "diffusion-mnist",
     "fashion-classifier",
     "gan-ring8",
+    "gan-ring8-plain",
     "glyphs",
     "glyphs-classifier",
     "grid25",
