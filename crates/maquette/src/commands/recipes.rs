@@ -36,6 +36,7 @@ built_in![
     "fashion-classifier",
     "gan-glyphs",
     "gan-ring8",
+    "gan-ring8-plain",
     "gan-tiles",
     "glyphs",
     "glyphs-classifier",

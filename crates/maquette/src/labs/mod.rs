@@ -5,10 +5,12 @@
 //! [`record`] writes what it found into the handbook, and [`ledger`] gathers all recorded results.
 
 mod claim;
+mod duel;
 mod language;
 pub mod ledger;
 mod plot;
 mod result;
+mod ring;
 mod topics;
 mod training;
 

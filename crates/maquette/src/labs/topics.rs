@@ -2,6 +2,8 @@
 
 use super::{Lab, Topic};
 
+#[path = "../../../../handbook/45-activations/lab.rs"]
+mod activations;
 #[path = "../../../../handbook/18-attention/lab.rs"]
 mod attention;
 #[path = "../../../../handbook/35-attention-in-generation/lab.rs"]
@@ -18,10 +20,14 @@ mod diffusion;
 mod eager_graph;
 #[path = "../../../../handbook/16-gan-difficulty/lab.rs"]
 mod gan_difficulty;
+#[path = "../../../../handbook/30-gan-losses/lab.rs"]
+mod gan_losses;
 #[path = "../../../../handbook/43-gan-metrics/lab.rs"]
 mod gan_metrics;
 #[path = "../../../../handbook/01-generative-discriminative/lab.rs"]
 mod generative_discriminative;
+#[path = "../../../../handbook/20-generator-discriminator/lab.rs"]
+mod generator_discriminator;
 #[path = "../../../../handbook/31-gpt-rnn/lab.rs"]
 mod gpt_rnn;
 #[path = "../../../../handbook/48-gradient-clipping/lab.rs"]
@@ -40,6 +46,8 @@ mod latent_space;
 mod long_range;
 #[path = "../../../../handbook/54-multimodal/lab.rs"]
 mod multimodal;
+#[path = "../../../../handbook/46-nash-equilibrium/lab.rs"]
+mod nash_equilibrium;
 #[path = "../../../../handbook/10-noise/lab.rs"]
 mod noise;
 #[path = "../../../../handbook/15-normalisation/lab.rs"]
@@ -124,7 +132,8 @@ pub static TOPICS: [Topic; 60] = [
     topic(17, "diffusion", "Diffusion models").lab(diffusion::run),
     topic(18, "attention", "Attention").lab(attention::run),
     topic(19, "vae", "Variational autoencoders").lab(vae::run),
-    topic(20, "generator-discriminator", "Generator and discriminator"),
+    topic(20, "generator-discriminator", "Generator and discriminator")
+        .lab(generator_discriminator::run),
     topic(21, "overfitting", "Overfitting").lab(overfitting::run),
     topic(22, "softmax", "Softmax").lab(softmax::run),
     topic(23, "reinforcement-learning", "Reinforcement learning"),
@@ -134,7 +143,7 @@ pub static TOPICS: [Topic; 60] = [
     topic(27, "latent-space", "Latent space").lab(latent_space::run),
     topic(28, "adversarial-attacks", "Adversarial attacks"),
     topic(29, "stabilising-gans", "Stabilising GANs"),
-    topic(30, "gan-losses", "GAN losses"),
+    topic(30, "gan-losses", "GAN losses").lab(gan_losses::run),
     topic(31, "gpt-rnn", "GPT and RNN").lab(gpt_rnn::run),
     topic(32, "mode-collapse", "Mode collapse"),
     topic(33, "conditional-gan", "Conditional GANs").lab(conditional_gan::run),
@@ -154,8 +163,8 @@ pub static TOPICS: [Topic; 60] = [
     topic(42, "deep-belief-network", "Deep belief networks"),
     topic(43, "gan-metrics", "Metrics for GANs").lab(gan_metrics::run),
     topic(44, "transformer", "The transformer").lab(transformer::run),
-    topic(45, "activations", "Activation functions"),
-    topic(46, "nash-equilibrium", "Nash equilibrium"),
+    topic(45, "activations", "Activation functions").lab(activations::run),
+    topic(46, "nash-equilibrium", "Nash equilibrium").lab(nash_equilibrium::run),
     topic(47, "optimisers", "Optimisers").lab(optimisers::run),
     topic(48, "gradient-clipping", "Gradient clipping").lab(gradient_clipping::run),
     topic(49, "l1-l2", "L1 and L2 penalties").lab(l1_l2::run),
