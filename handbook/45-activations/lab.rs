@@ -103,7 +103,7 @@ fn pass(activation: Activation, seed: u64, device: &Device) -> Result<Passed, La
     let sent = matrix(normal(random, BATCH * WIDTH), BATCH, device);
     let grads = (x.clone() * sent.clone()).sum().backward();
     let length = |x: Tensor<2>| f64::from(x.square().sum().sqrt().into_scalar::<f32>());
-    let back = input.grad(&grads).map_or(0.0, length);
+    let back = input.grad(&grads).map_or(0.0, &length);
     let deviation = x.clone().var(0).sqrt().mean().into_scalar::<f32>();
     let reach = x.abs().max().into_scalar::<f32>();
 
@@ -157,11 +157,11 @@ fn statistics(passed: &[Passed]) -> Vec<Claim> {
     ]
 }
 
-/// Claims, tables and charts of the games.
-type Games = (Vec<Claim>, Vec<String>, Vec<Chart>);
+/// Claims, notes and charts.
+type Found = (Vec<Claim>, Vec<String>, Vec<Chart>);
 
 /// Games in which one player's activation is exchanged.
-fn games(lab: &LabContext<'_>) -> Result<Games, LabError> {
+fn games(lab: &LabContext<'_>) -> Result<Found, LabError> {
     let (common, seeds): (&[(&str, &str)], u64) = match lab.quick {
         true => (
             &[
