@@ -334,7 +334,8 @@ mod tests {
         assert_eq!(named(&[("diversity", 0.02)]), [Fault::Collapse]);
         assert_eq!(named(&[("drift", 0.9)]), [Fault::Oscillation]);
         assert_eq!(named(&[("real_high", 255.0)]), [Fault::RangeMismatch]);
-        assert_eq!(named(&[("real_low", 0.0)]), []);
+        assert_eq!(named(&[("real_low", 0.0)]), [Fault::RangeMismatch]);
+        assert_eq!(named(&[("real_low", -0.8)]), []);
     }
 
     #[test]

@@ -194,7 +194,7 @@ fn folders_and_files_give_the_same_logits() {
             let error = distance(&got, &expected);
             match name {
                 "f32" | "f16" => assert_close(&got, &expected, 1e-4, &what),
-                "bf16" => assert!(error < 0.01, "{what}: {error} of the logits"),
+                "bf16" => assert!(error < 0.02, "{what}: {error} of the logits"),
                 _ => assert!(error < 0.04, "{what}: {error} of the logits"),
             }
         }
