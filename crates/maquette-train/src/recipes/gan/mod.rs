@@ -100,19 +100,7 @@ impl<D: DeserializeOwned> GanRecipe<D> {
         if recipe.model.image == GanConfig::default().image {
             recipe.model.image = assumed;
         }
-        let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
-        recipe.train.validate().map_err(at("train"))?;
-        recipe.train.validate_for_players().map_err(at("train"))?;
-        check_player(
-            source,
-            ["generator", "generator.optimizer", "generator.schedule"],
-            &recipe.generator,
-        )?;
-        check_player(
-            source,
-            ["critic", "critic.optimizer", "critic.schedule"],
-            &recipe.critic,
-        )?;
+        check_players(source, &recipe.train, [&recipe.generator, &recipe.critic])?;
         source.check("model", recipe.model.validate())?;
         source.check("objective", recipe.objective.validate(&recipe.model))?;
         let pack = recipe.model.critic.pack();
@@ -135,7 +123,22 @@ impl<D: DeserializeOwned> GanRecipe<D> {
     }
 }
 
-pub(super) fn check_player(
+/// Checks the loop of two players, and how the generator and the critic learn.
+pub(super) fn check_players(
+    source: &Source,
+    train: &LoopSpec,
+    [generator, critic]: [&PlayerSpec; 2],
+) -> Result<(), RecipeError> {
+    let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
+    train.validate().map_err(at("train"))?;
+    train.validate_for_players().map_err(at("train"))?;
+    let sections = ["generator", "generator.optimizer", "generator.schedule"];
+    check_player(source, sections, generator)?;
+    let sections = ["critic", "critic.optimizer", "critic.schedule"];
+    check_player(source, sections, critic)
+}
+
+fn check_player(
     source: &Source,
     [section, optimizer, schedule]: [&'static str; 3],
     player: &PlayerSpec,

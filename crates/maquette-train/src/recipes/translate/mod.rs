@@ -16,7 +16,7 @@ use maquette_rng::{Stream, rng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::gan::check_player;
+use super::gan::check_players;
 use super::generate::{GenerateJob, Made};
 use super::images;
 use super::pictures::enlarged;
@@ -99,19 +99,7 @@ impl TranslateRecipe {
     /// Pointing at the line or the `--set` at fault.
     pub fn parse(source: &Source) -> Result<Self, TrainError> {
         let recipe: Self = source.parse()?;
-        let at = |section: &'static str| move |invalid: Invalid| source.locate(section, invalid);
-        recipe.train.validate().map_err(at("train"))?;
-        recipe.train.validate_for_players().map_err(at("train"))?;
-        check_player(
-            source,
-            ["generator", "generator.optimizer", "generator.schedule"],
-            &recipe.generator,
-        )?;
-        check_player(
-            source,
-            ["critic", "critic.optimizer", "critic.schedule"],
-            &recipe.critic,
-        )?;
+        check_players(source, &recipe.train, [&recipe.generator, &recipe.critic])?;
         pairs::check(&recipe.data, &recipe.pairs)
             .map_err(|(section, invalid)| source.locate(section, invalid))?;
         if recipe.evaluate.images == 0 {
