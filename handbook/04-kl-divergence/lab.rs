@@ -214,7 +214,7 @@ fn vae_term(
         |values: Vec<f32>| Tensor::<1>::from_floats(values.as_slice(), &lab.device).unsqueeze();
     let mean: Tensor<2> = row(mean.iter().map(|m| *m as f32).collect());
     let log_variance: Tensor<2> = row(variance.iter().map(|v| v.ln() as f32).collect());
-    let term = Posterior { mean, log_variance }.kl().into_scalar::<f32>();
+    let term = Posterior::new(mean, log_variance).kl().into_scalar::<f32>();
     Ok(Claim::within(
         "the VAE's KL term for the same Gaussian, nats",
         term,

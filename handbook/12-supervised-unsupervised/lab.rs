@@ -336,14 +336,14 @@ fn write_negatives(set: &ImageSet, folder: &Path, lab: &LabContext<'_>) -> Resul
 /// Images as the autoencoder gives them back.
 fn give_back(model: &Vae, set: &ImageSet, lab: &LabContext<'_>) -> Result<ImageSet, LabError> {
     let x = pictures(set, &all(set), &lab.device);
-    let made = as_pictures(model.decode(model.encode(x).mean), 0.0, 1.0);
+    let made = as_pictures(model.decode(model.encode(x).mean()), 0.0, 1.0);
     Ok(as_set(&made.doing("drawing")?, None, &[]))
 }
 
 /// Puts images into groups by their codes (k-means, best of five starts) and counts those of the class that
 /// is the most frequent of their group, as a share.
 fn purity(model: &Vae, set: &ImageSet, lab: &LabContext<'_>) -> Result<f64, LabError> {
-    let codes: Tensor<2> = model.encode(pictures(set, &all(set), &lab.device)).mean;
+    let codes: Tensor<2> = model.encode(pictures(set, &all(set), &lab.device)).mean();
     let [n, dims] = codes.dims();
     let codes = numbers(codes)?;
     let code = |i: usize| &codes[i * dims..(i + 1) * dims];

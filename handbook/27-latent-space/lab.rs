@@ -143,7 +143,7 @@ fn sized(split: Split, seed: u64, scale: f32, per_class: usize) -> Result<ImageS
 }
 
 fn means(lab: &LabContext<'_>, model: &Vae, set: &ImageSet) -> Result<Vec<Vec<f32>>, LabError> {
-    let codes = numbers(model.encode(pictures(set, &all(set), &lab.device)).mean)?;
+    let codes = numbers(model.encode(pictures(set, &all(set), &lab.device)).mean())?;
     Ok(codes.chunks(D_LATENT).map(<[f32]>::to_vec).collect())
 }
 

@@ -252,8 +252,9 @@ impl Backward<Flex, 1> for LossBackward {
                         return;
                     }
                     probabilities(isa, row, *total, smoothing / classes as f32, scale, out);
-                    let chosen = (row[*class] - total).exp() - smoothing / classes as f32;
-                    out[*class].write(scale * (chosen - (1.0 - smoothing)));
+                    // SAFETY: it has just been written with the rest of the row.
+                    let chosen = unsafe { out[*class].assume_init_mut() };
+                    *chosen -= scale * (1.0 - smoothing);
                 });
         };
         // SAFETY: every row is written from its start to its end.

@@ -72,9 +72,29 @@ pub(crate) use vectorized;
 /// Vectors of a sum that do not wait for each other: an addition's latency.
 const STREAMS: usize = 4;
 
-/// Calls `f` with a vector of each input, writes what it gives to the outputs and adds up the terms, from
-/// the first number to the last. What is left at the end is a vector filled up with zeros, of whose
-/// results only the lanes that stand for numbers count.
+/// Sums of vectors that are being added up.
+pub(crate) struct Sums<L: Lanes, const S: usize>([[Vector<L>; S]; STREAMS]);
+
+impl<L: Lanes, const S: usize> Sums<L, S> {
+    #[inline(always)]
+    pub(crate) fn new(machine: Machine<L>) -> Self {
+        Self([[machine.splat(0.0); S]; STREAMS])
+    }
+
+    #[inline(always)]
+    pub(crate) fn totals(self) -> [f32; S] {
+        let [a, b, c, d] = self.0;
+        let mut totals = [0.0; S];
+        for (i, total) in totals.iter_mut().enumerate() {
+            *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
+        }
+        totals
+    }
+}
+
+/// Calls `f` with a vector of each input, writes what it gives to the outputs and adds the terms to
+/// `sums`, from the first number to the last. What is left at the end is a vector filled up with zeros,
+/// of whose results only the lanes that stand for numbers count.
 ///
 /// `f` is called at one place only, so that it is compiled into the loop.
 ///
@@ -82,22 +102,21 @@ const STREAMS: usize = 4;
 /// `len` floats are readable at each input and writable at each output. An output is an input, or
 /// overlaps with none.
 #[inline(always)]
-pub(crate) unsafe fn walk<L: Lanes, const I: usize, const O: usize, const S: usize>(
+pub(crate) unsafe fn walk_on<L: Lanes, const I: usize, const O: usize, const S: usize>(
     machine: Machine<L>,
     len: usize,
     (inputs, outputs): ([*const f32; I], [*mut f32; O]),
+    sums: &mut Sums<L, S>,
     mut f: impl FnMut([Vector<L>; I]) -> ([Vector<L>; O], [Vector<L>; S]),
-) -> [f32; S] {
-    let zero = machine.splat(0.0);
-    let mut sums = [[zero; S]; STREAMS];
+) {
     let mut at = 0;
     while at < len {
-        for sums in &mut sums {
+        for sums in &mut sums.0 {
             if at >= len {
                 break;
             }
             let count = len - at;
-            let mut x = [zero; I];
+            let mut x = [machine.splat(0.0); I];
             for (x, from) in x.iter_mut().zip(inputs) {
                 // SAFETY: the numbers from `at` on are inside.
                 *x = unsafe { machine.load_some(from.add(at), count) };
@@ -118,12 +137,23 @@ pub(crate) unsafe fn walk<L: Lanes, const I: usize, const O: usize, const S: usi
             at += L::N;
         }
     }
-    let [a, b, c, d] = sums;
-    let mut totals = [0.0; S];
-    for (i, total) in totals.iter_mut().enumerate() {
-        *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
-    }
-    totals
+}
+
+/// [`walk_on`] from sums of nothing, which gives their totals.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn walk<L: Lanes, const I: usize, const O: usize, const S: usize>(
+    machine: Machine<L>,
+    len: usize,
+    places: ([*const f32; I], [*mut f32; O]),
+    f: impl FnMut([Vector<L>; I]) -> ([Vector<L>; O], [Vector<L>; S]),
+) -> [f32; S] {
+    let mut sums = Sums::new(machine);
+    // SAFETY: the caller's.
+    unsafe { walk_on(machine, len, places, &mut sums, f) };
+    sums.totals()
 }
 
 /// The addresses of slices of one length.
@@ -196,20 +226,27 @@ pub(crate) fn sums<L: Lanes, const I: usize, const S: usize>(
 /// The largest number; minus infinity of none. NaNs are passed over.
 #[inline(always)]
 pub(crate) fn max<L: Lanes>(machine: Machine<L>, values: &[f32]) -> f32 {
+    let len = values.len();
+    let Some(last) = len.checked_sub(L::N) else {
+        let larger = |top, x: &f32| if *x > top { *x } else { top };
+        return values.iter().fold(f32::NEG_INFINITY, larger);
+    };
     let mut tops = [machine.splat(f32::NEG_INFINITY); STREAMS];
-    let blocks = values.chunks_exact(STREAMS * L::N);
-    let rest = blocks.remainder();
-    for block in blocks {
-        for (i, top) in tops.iter_mut().enumerate() {
-            // SAFETY: a block holds as many vectors.
-            let x = unsafe { machine.load(block.as_ptr().add(i * L::N)) };
+    let mut at = 0;
+    while at < len {
+        for top in &mut tops {
+            if at >= len {
+                break;
+            }
+            // The last vector ends where the numbers do: some may be seen twice.
+            // SAFETY: a vector from `last` on or before is inside.
+            let x = unsafe { machine.load(values.as_ptr().add(at.min(last))) };
             *top = x.max(*top);
+            at += L::N;
         }
     }
     let [a, b, c, d] = tops;
-    let top = a.max(b).max(c.max(d)).largest();
-    rest.iter()
-        .fold(top, |top, x| if *x > top { *x } else { top })
+    a.max(b).max(c.max(d)).largest()
 }
 
 vectorized! {

@@ -1,13 +1,11 @@
 //! Normalisation of planes of numbers with its activation in the same pass: what batch and group norm
 //! have in common.
 
-use std::mem::MaybeUninit;
-
 use crate::activation::Activation;
-use crate::elementwise::{map, sums, total, update, vectorized};
+use crate::elementwise::{Sums, map, update, vectorized, walk_on};
 use crate::shared::Shared;
-use crate::simd::Isa;
-use crate::vector::Vector;
+use crate::simd::{Isa, Lanes};
+use crate::vector::{Machine, Vector};
 
 /// One channel of one image, with its scale and shift.
 #[derive(Clone, Copy)]
@@ -72,28 +70,15 @@ impl Planes {
         x: &[f32],
         out: Shared,
     ) -> Moments {
-        let of = |plane: Plane| &x[plane.start..][..self.len];
-        let sum = |f: &dyn Fn(&[f32]) -> f32| -> f64 {
-            planes.clone().map(|plane| f64::from(f(of(plane)))).sum()
-        };
-        let mean = (sum(&|x| total(isa, x)) / self.count()) as f32;
-        let variance = (sum(&|x| square_sum(isa, mean, x)) / self.count()) as f32;
+        let mean = (total(isa, planes.clone(), self.len, x) / self.count()) as f32;
+        let squares = square_sum(isa, planes.clone(), self.len, x, mean);
+        let variance = (squares / self.count()) as f32;
         let moments = Moments {
             mean,
             variance,
             scale: 1.0 / (variance + self.epsilon).sqrt(),
         };
-        for plane in planes.clone() {
-            // SAFETY: the caller's.
-            let out = unsafe { out.unwritten_part(plane.start, self.len) };
-            apply(
-                isa,
-                Line::new(moments, plane),
-                self.activation,
-                of(plane),
-                out,
-            );
-        }
+        apply(isa, planes, self, moments, x, out);
         moments
     }
 
@@ -114,59 +99,111 @@ impl Planes {
         (grad, into_input): (Shared, bool),
         mut sums: impl FnMut(usize, [f32; 2]),
     ) {
-        let of = |plane: Plane| &x[plane.start..][..self.len];
         let mut means = [0.0f64; 2];
-        for (index, plane) in planes.clone().enumerate() {
-            // SAFETY: the caller's.
-            let grad = unsafe { grad.part(plane.start, self.len) };
-            let line = Line::new(moments, plane);
-            let found = through(isa, (line, moments), self.activation, of(plane), grad);
+        let mut found = |index: usize, plane: Plane, found: [f32; 2]| {
             for (mean, found) in means.iter_mut().zip(found) {
                 *mean += f64::from(plane.gamma * found) / self.count();
             }
             sums(index, found);
-        }
-        for plane in planes.filter(|_| into_input) {
-            // SAFETY: as above.
-            let grad = unsafe { grad.part(plane.start, self.len) };
+        };
+        through(isa, planes.clone(), self, moments, x, grad, &mut found);
+        if into_input {
             let means = means.map(|mean| mean as f32);
-            input_gradient(isa, moments, plane.gamma, means, of(plane), grad);
+            input_gradient(isa, planes, self.len, moments, means, x, grad);
+        }
+    }
+}
+
+/// Numbers that are added up in 32 bits before their sum is in 64.
+const TOGETHER: usize = 1 << 13;
+
+/// Adds up `f` of planes: small ones in the same vectors, so that lanes are summed up once for many.
+#[inline(always)]
+fn add_up<L: Lanes>(
+    machine: Machine<L>,
+    planes: impl Iterator<Item = Plane>,
+    len: usize,
+    x: &[f32],
+    f: impl Fn(Vector<L>) -> Vector<L>,
+) -> f64 {
+    let (mut total, mut sums, mut numbers) = (0.0, Sums::new(machine), 0);
+    for plane in planes {
+        let from = x[plane.start..][..len].as_ptr();
+        // SAFETY: the plane's numbers.
+        unsafe { walk_on(machine, len, ([from], []), &mut sums, |[x]| ([], [f(x)])) };
+        numbers += len;
+        if numbers >= TOGETHER {
+            total += f64::from(std::mem::replace(&mut sums, Sums::new(machine)).totals()[0]);
+            numbers = 0;
+        }
+    }
+    total + f64::from(sums.totals()[0])
+}
+
+// All planes in one call: one of a small image takes less time than a call.
+
+vectorized! {
+    fn total<L>(machine, planes: impl Iterator<Item = Plane>, len: usize, x: &[f32]) -> f64 {
+        add_up(machine, planes, len, x, |x| x)
+    }
+}
+
+vectorized! {
+    fn square_sum<L>(
+        machine,
+        planes: impl Iterator<Item = Plane>,
+        len: usize,
+        x: &[f32],
+        mean: f32,
+    ) -> f64 {
+        add_up(machine, planes, len, x, |x| (x - mean) * (x - mean))
+    }
+}
+
+vectorized! {
+    fn apply<L>(
+        machine,
+        planes: impl Iterator<Item = Plane>,
+        all: &Planes,
+        moments: Moments,
+        x: &[f32],
+        out: Shared,
+    ) {
+        for plane in planes {
+            let line = Line::new(moments, plane);
+            // SAFETY: who calls forward or backward vouches for it.
+            let out = unsafe { out.unwritten_part(plane.start, all.len) };
+            map(machine, [&x[plane.start..][..all.len]], out, |[x]| {
+                all.activation.of(x.mul_add(x.splat(line.slope), x.splat(line.offset)))
+            });
         }
     }
 }
 
 vectorized! {
-    fn square_sum<L>(machine, mean: f32, x: &[f32]) -> f32 {
-        let square = |[x]: [Vector<L>; 1]| [(x - mean) * (x - mean)];
-        sums(machine, [x], square)[0]
-    }
-}
-
-vectorized! {
-    fn apply<L>(machine, line: Line, activation: Activation, x: &[f32], out: &mut [MaybeUninit<f32>]) {
-        map(machine, [x], out, |[x]| {
-            activation.of(x.mul_add(x.splat(line.slope), x.splat(line.offset)))
-        });
-    }
-}
-
-vectorized! {
-    /// Takes the gradient back through the activation, and gives the sums of it and of it times the
-    /// normalised input.
+    /// Takes the gradient back through the activation, and gives of each plane the sums of it and of it
+    /// times the normalised input.
     fn through<L>(
         machine,
-        norm: (Line, Moments),
-        activation: Activation,
+        planes: impl Iterator<Item = Plane>,
+        all: &Planes,
+        moments: Moments,
         x: &[f32],
-        grad: &mut [f32],
-    ) -> [f32; 2] {
-        let (line, Moments { mean, scale, .. }) = norm;
-        let [plain, weighted] = update(machine, grad, [x], |[grad, x]| {
-            let z = x.mul_add(x.splat(line.slope), x.splat(line.offset));
-            let grad = grad * activation.with_slope(z)[1];
-            (grad, [grad, grad * (x - mean)])
-        });
-        [plain, weighted * scale]
+        grad: Shared,
+        found: &mut dyn FnMut(usize, Plane, [f32; 2]),
+    ) {
+        let Moments { mean, scale, .. } = moments;
+        for (index, plane) in planes.enumerate() {
+            let line = Line::new(moments, plane);
+            // SAFETY: who calls forward or backward vouches for it.
+            let grad = unsafe { grad.part(plane.start, all.len) };
+            let [plain, weighted] = update(machine, grad, [&x[plane.start..][..all.len]], |[grad, x]| {
+                let z = x.mul_add(x.splat(line.slope), x.splat(line.offset));
+                let grad = grad * all.activation.with_slope(z)[1];
+                (grad, [grad, grad * (x - mean)])
+            });
+            found(index, plane, [plain, weighted * scale]);
+        }
     }
 }
 
@@ -174,18 +211,24 @@ vectorized! {
     /// Turns the gradient before scale and shift into the input's, in place.
     fn input_gradient<L>(
         machine,
+        planes: impl Iterator<Item = Plane>,
+        len: usize,
         moments: Moments,
-        gamma: f32,
         means: [f32; 2],
         x: &[f32],
-        grad: &mut [f32],
+        grad: Shared,
     ) {
         let Moments { mean, scale, .. } = moments;
         // `scale * (gamma g - means[0] - (x - mean) * scale * means[1])`
-        let (slope, less) = (scale * gamma, scale * scale * means[1]);
-        update(machine, grad, [x], |[grad, x]| {
-            let rest = (x - mean).neg_mul_add(x.splat(less), x.splat(-scale * means[0]));
-            (grad.mul_add(x.splat(slope), rest), [])
-        });
+        let less = scale * scale * means[1];
+        for plane in planes {
+            let slope = scale * plane.gamma;
+            // SAFETY: who calls forward or backward vouches for it.
+            let grad = unsafe { grad.part(plane.start, len) };
+            update(machine, grad, [&x[plane.start..][..len]], |[grad, x]| {
+                let rest = (x - mean).neg_mul_add(x.splat(less), x.splat(-scale * means[0]));
+                (grad.mul_add(x.splat(slope), rest), [])
+            });
+        }
     }
 }

@@ -13,7 +13,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, vectorized, walk};
+use crate::elementwise::{GRAIN, vectorized};
 use crate::shared::Shared;
 use crate::simd::Isa;
 
@@ -215,22 +215,28 @@ vectorized! {
         let Turn { heads, slots, d_head, half, back } = turn;
         let [cos, sin] = angles.map(<[f32]>::as_ptr);
         let sign = if back { -1.0 } else { 1.0 };
+        let turned = heads * d_head;
         // SAFETY: a row holds `slots` heads of `d_head` numbers, twice `half` of them at most turned, and
         // the angles are `half`.
         unsafe {
-            for head in 0..heads {
-                let (from, to) = (from.add(head * d_head), to.add(head * d_head));
-                let inputs = [from, from.add(half), cos, sin];
-                walk(machine, half, (inputs, [to, to.add(half)]), |[a, b, cos, sin]| {
-                    let sin = sin * sign;
-                    ([b.neg_mul_add(sin, a * cos), a.mul_add(sin, b * cos)], [])
-                });
-                if to.cast_const() != from {
-                    to.add(2 * half).copy_from(from.add(2 * half), d_head - 2 * half);
+            // The angles of a vector once for all heads.
+            for at in (0..half).step_by(L::N) {
+                let count = half - at;
+                let cos = machine.load_some(cos.add(at), count);
+                let sin = machine.load_some(sin.add(at), count) * sign;
+                for low in (at..turned).step_by(d_head) {
+                    let high = low + half;
+                    let a = machine.load_some(from.add(low), count);
+                    let b = machine.load_some(from.add(high), count);
+                    b.neg_mul_add(sin, a * cos).store_some(to.add(low), count);
+                    a.mul_add(sin, b * cos).store_some(to.add(high), count);
                 }
             }
             if to.cast_const() != from {
-                let turned = heads * d_head;
+                let rest = d_head - 2 * half;
+                for head in (0..turned).step_by(d_head).filter(|_| rest > 0) {
+                    to.add(head + 2 * half).copy_from(from.add(head + 2 * half), rest);
+                }
                 to.add(turned).copy_from(from.add(turned), slots * d_head - turned);
             }
         }

@@ -175,8 +175,19 @@ impl<L: Lanes> Vector<L> {
     /// The largest lane; none may be a NaN.
     #[inline(always)]
     pub(crate) fn largest(self) -> f32 {
-        let lanes = self.lanes();
-        lanes[..L::N].iter().fold(lanes[0], |top, x| top.max(*x))
+        let mut lanes = self.lanes();
+        let mut len = L::N;
+        while len > 1 {
+            len /= 2;
+            for i in 0..len {
+                lanes[i] = if lanes[i + len] > lanes[i] {
+                    lanes[i + len]
+                } else {
+                    lanes[i]
+                };
+            }
+        }
+        lanes[0]
     }
 
     /// Of this and then `other`, the numbers at even places, and those at odd ones.

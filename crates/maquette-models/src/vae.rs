@@ -9,7 +9,7 @@ use burn::{
 };
 use maquette_nn::{
     Activation, Conv2d, Conv2dConfig, InitScheme, Linear, LinearConfig, binary_cross_entropy,
-    conv::upsample, init::initialise, relu,
+    conv::upsample, gaussian_kl, gaussian_sample, init::initialise, relu,
 };
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
@@ -210,23 +210,44 @@ pub struct Vae {
 /// The normal distribution of the latent given an image.
 #[derive(Debug, Clone)]
 pub struct Posterior {
-    /// Means, `[batch, d_latent]`.
-    pub mean: Tensor<2>,
-    /// Logarithms of the variances, `[batch, d_latent]`.
-    pub log_variance: Tensor<2>,
+    /// Means, and beside them the logarithms of the variances, `[batch, 2 d_latent]`.
+    normal: Tensor<2>,
 }
 
 impl Posterior {
+    /// Of means and logarithms of variances, each `[batch, d_latent]`.
+    ///
+    /// # Panics
+    /// If the shapes differ.
+    pub fn new(mean: Tensor<2>, log_variance: Tensor<2>) -> Self {
+        assert_eq!(mean.dims(), log_variance.dims(), "a variance for each mean");
+        let normal = Tensor::cat(vec![mean, log_variance], 1);
+        Self { normal }
+    }
+
+    /// Means, `[batch, d_latent]`.
+    pub fn mean(&self) -> Tensor<2> {
+        let [_, both] = self.normal.dims();
+        self.normal.clone().narrow(1, 0, both / 2)
+    }
+
+    /// Logarithms of the variances, `[batch, d_latent]`.
+    pub fn log_variance(&self) -> Tensor<2> {
+        let [_, both] = self.normal.dims();
+        self.normal.clone().narrow(1, both / 2, both / 2)
+    }
+
     /// `mean + exp(log_variance / 2) * noise`, the reparameterisation trick.
+    ///
+    /// # Shapes
+    /// - noise and output: `[batch, d_latent]`
     pub fn sample(&self, noise: Tensor<2>) -> Tensor<2> {
-        self.mean.clone() + (self.log_variance.clone() * 0.5).exp() * noise
+        gaussian_sample(self.normal.clone(), noise)
     }
 
     /// Divergence from the standard normal, `[batch, 1]`, in nats: Kingma & Welling, appendix B.
     pub fn kl(&self) -> Tensor<2> {
-        let variance = self.log_variance.clone().exp();
-        let square = self.mean.clone() * self.mean.clone();
-        (square + variance - self.log_variance.clone() - 1.0).sum_dim(1) * 0.5
+        gaussian_kl(self.normal.clone())
     }
 }
 
@@ -261,11 +282,8 @@ impl Vae {
             .linears
             .iter()
             .fold(x, |x, linear| linear.forward_through(x, Activation::Relu));
-        let d_latent = self.config.d_latent;
-        let out = self.posterior.forward(x);
         Posterior {
-            mean: out.clone().narrow(1, 0, d_latent),
-            log_variance: out.narrow(1, d_latent, d_latent),
+            normal: self.posterior.forward(x),
         }
     }
 
@@ -377,14 +395,12 @@ impl Vae {
             let noise = maquette_rng::normal(rng, batch * draws * d_latent);
             let noise = TensorData::new(noise, [batch * draws, d_latent]);
             let noise = Tensor::<2>::from_data(noise, &device);
-            let log_variance = repeat(&posterior.log_variance);
             let spread = Posterior {
-                mean: repeat(&posterior.mean),
-                log_variance,
+                normal: repeat(&posterior.normal),
             };
             let z = spread.sample(noise.clone());
             // log p(z) - log q(z | x); the normalising constants cancel.
-            let log_q = (noise.clone() * noise + spread.log_variance) * -0.5;
+            let log_q = (noise.clone() * noise + spread.log_variance()) * -0.5;
             let log_p = (z.clone() * z.clone()) * -0.5;
             let weights =
                 self.log_p_x(self.decoder_output(z), repeat(&pixels)) + (log_p - log_q).sum_dim(1);
@@ -474,10 +490,8 @@ mod tests {
     fn kl_by_hand() {
         // mean 1, variance e: (1 + e - 1 - 1) / 2; standard normal: 0.
         let device = Device::flex();
-        let posterior = Posterior {
-            mean: tensor(vec![1.0, 0.0], [2, 1], &device),
-            log_variance: tensor(vec![1.0, 0.0], [2, 1], &device),
-        };
+        let column = || tensor(vec![1.0, 0.0], [2, 1], &device);
+        let posterior = Posterior::new(column(), column());
         let kl = posterior.kl().into_data().try_to_vec::<f32>().unwrap();
         assert!(
             (kl[0] - (1f32.exp() - 1.0) / 2.0).abs() < 1e-6 && kl[1].abs() < 1e-6,
@@ -511,7 +525,7 @@ mod tests {
         for network in networks() {
             let vae = config(network, Likelihood::Bernoulli)
                 .init(&Device::flex(), &mut rng(0, Stream::Init, 0));
-            let decoded = vae.decode(vae.encode(images(5)).mean);
+            let decoded = vae.decode(vae.encode(images(5)).mean());
             assert_eq!(decoded.dims(), [5, 1, 4, 4]);
             assert!(
                 decoded

@@ -29,15 +29,15 @@ use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
 
 /// Packed elements of the reduction that are summed before the product is written, at most. With
-/// [`COLS`] columns of the right matrix (768 KiB) and [`ROWS`] rows of the left one (128 KiB) they fill
+/// 384 columns of the right matrix ([`BLOCK`]) and [`ROWS`] rows of the left one (128 KiB) they fill
 /// a second cache of 1 MiB; measured, smaller blocks cost more in writing than they save in reading.
 const DEPTH: usize = 512;
 
 /// Rows of the left matrix packed together, about: whole tiles of them are.
 const ROWS: usize = 64;
 
-/// Columns of a task at most, a multiple of every panel width.
-const COLS: usize = 384;
+/// Packed elements of the right matrix that a task goes through again and again, at most: 768 KiB.
+const BLOCK: usize = 384 * DEPTH;
 
 /// Products of fewer multiplications stay on the calling thread.
 const SMALL: usize = 1 << 16;
@@ -201,7 +201,7 @@ impl Kernel {
         let panels = n.div_ceil(self.width());
         let mut right = Vec::<u32>::with_capacity(panels * depth * self.width());
         let right = Shared(right.as_mut_ptr());
-        let tasks = Tasks::new([m, n], [self.height, self.width()], threads);
+        let tasks = Tasks::new([m, n], depth, [self.height, self.width()], threads);
         let together = ROWS / self.height * self.height;
         for block in 0..blocks {
             let from = block * depth * pair;
@@ -325,14 +325,21 @@ struct Tasks {
 }
 
 impl Tasks {
-    /// Parts of about equal size, enough for every thread to have a few, none smaller than a block.
-    fn new([m, n]: [usize; 2], [height, width]: [usize; 2], threads: bool) -> Self {
+    /// Parts of about equal size, enough for every thread to have a few, none of fewer rows than are
+    /// worth fetching the columns for.
+    fn new(
+        [m, n]: [usize; 2],
+        depth: usize,
+        [height, width]: [usize; 2],
+        threads: bool,
+    ) -> Self {
         let part = if !threads {
             [m, n]
         } else {
-            let cols = even(n, n.div_ceil(COLS / width * width), width);
+            let most = (BLOCK / depth.max(1) / width).max(1) * width;
+            let cols = even(n, n.div_ceil(most), width);
             let wanted = (4 * rayon::current_num_threads()).div_ceil(n.div_ceil(cols));
-            let rows = even(m, wanted.min(m.div_ceil(ROWS)), height);
+            let rows = even(m, wanted.min(m.div_ceil(ROWS / 2)), height);
             [rows, cols]
         };
         Self { size: [m, n], part }

@@ -275,7 +275,7 @@ pub fn latent(source: &Source, dir: &Path, device: &Device) -> Result<LatentMode
         range: (0.0, 1.0),
         device,
         decode: Box::new(move |z| model.decode(z)),
-        encode: Some(Box::new(move |x| encoder.encode(x).mean)),
+        encode: Some(Box::new(move |x| encoder.encode(x).mean())),
     })
 }
 

@@ -133,8 +133,8 @@ fn one_loss<M: Module + 'static>(
         let loss = loss(player.model(), index);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let mut grads = GradientsParams::from_grads(loss.backward(), player.model());
-        let norm = clip::global_norm(player.model(), &grads);
         if let Some(max) = clip {
+            let norm = clip::global_norm(player.model(), &grads);
             clip::by_norm(player.model(), &mut grads, norm, max);
         }
         player.step(grads);
