@@ -51,7 +51,10 @@ fn the_gradient_is_the_slope() {
             (draws.sum() + kl.sum()).into_scalar()
         };
         let slope = (shifted(1e-2) - shifted(-1e-2)) / 2e-2;
-        assert!((slope - gradient).abs() < 2e-3 * gradient.abs().max(1.0), "{slope} {gradient}");
+        assert!(
+            (slope - gradient).abs() < 2e-3 * gradient.abs().max(1.0),
+            "{slope} {gradient}"
+        );
     }
 }
 

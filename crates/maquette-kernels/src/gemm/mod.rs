@@ -327,12 +327,7 @@ struct Tasks {
 impl Tasks {
     /// Parts of about equal size, enough for every thread to have a few, none of fewer rows than are
     /// worth fetching the columns for.
-    fn new(
-        [m, n]: [usize; 2],
-        depth: usize,
-        [height, width]: [usize; 2],
-        threads: bool,
-    ) -> Self {
+    fn new([m, n]: [usize; 2], depth: usize, [height, width]: [usize; 2], threads: bool) -> Self {
         let part = if !threads {
             [m, n]
         } else {

@@ -37,6 +37,8 @@ pub(super) enum Work {
     Flops(usize),
     /// Floats read and written: each input and output once per pass.
     Floats(usize),
+    /// Multiplications and additions, and floats: the longer of both bounds it.
+    Both(usize, usize),
 }
 
 impl Case {
@@ -82,10 +84,21 @@ impl Ceilings {
 
     /// What the work of a case comes to, the most of it per second, and its unit.
     fn of(&self, case: &Case) -> Option<(f64, f64, &'static str)> {
-        Some(match (case.work, case.precision) {
+        let work = match case.work {
+            Work::Both(flops, floats)
+                if flops as f64 / self.flops > (floats * size_of::<f32>()) as f64 / self.copy =>
+            {
+                Work::Flops(flops)
+            }
+            Work::Both(_, floats) => Work::Floats(floats),
+            one => one,
+        };
+        Some(match (work, case.precision) {
             (Work::Flops(n), Precision::F32) => (n as f64, self.flops, "GFLOP"),
             (Work::Flops(n), Precision::Bf16) => (n as f64, self.bf16?, "GFLOP"),
-            (Work::Floats(n), _) => ((n * size_of::<f32>()) as f64, self.copy, "GB"),
+            (Work::Floats(n) | Work::Both(_, n), _) => {
+                ((n * size_of::<f32>()) as f64, self.copy, "GB")
+            }
         })
     }
 }

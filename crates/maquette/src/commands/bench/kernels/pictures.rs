@@ -39,7 +39,7 @@ pub(super) fn cases() -> Vec<Case> {
         let flops = 3 * 2 * outputs * c_in / groups * kernel * kernel;
         let work = match groups > 1 && groups == c_in {
             // Read, write; the gradient made and read twice, the input read again, its gradient written.
-            true => Work::Floats(3 * inputs + 4 * outputs),
+            true => Work::Both(flops, 3 * inputs + 4 * outputs),
             false => Work::Flops(flops),
         };
         let mut name = format!(
