@@ -113,7 +113,8 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         0.0,
     ));
 
-    let (curve, largest, curve_claims) = compression(lab, &held_out, &train)?;
+    let (curve, largest, curve_claims) =
+        compression(lab, (&held_out, name == "tiny Shakespeare"), &train)?;
     claims.extend(curve_claims);
     let (speed, note) = speed(lab, &largest, &held_out)?;
     claims.extend(speed);
@@ -135,7 +136,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
 /// Byte-level BPE at growing sizes, and the largest of them.
 fn compression(
     lab: &LabContext<'_>,
-    held_out: &str,
+    (held_out, shakespeare): (&str, bool),
     train: &dyn Fn(TokenizerKind, usize) -> Result<Tokenizer, LabError>,
 ) -> Result<(Chart, Tokenizer, Vec<Claim>), LabError> {
     let mut points = Vec::new();
@@ -155,7 +156,9 @@ fn compression(
         .fold(f64::INFINITY, f64::min);
     let at = |i: usize| points[i].1;
     let per_token = |a: usize, b: usize| (at(b) - at(a)) / (points[b].0 - points[a].0);
-    let claims = vec![
+    // Verse says more in a word than stories of a small grammar.
+    let expected = if shakespeare { 2.5 } else { 3.0 };
+    let mut claims = vec![
         Claim::within(
             "BPE with 256 tokens is bytes: bytes per token",
             at(0),
@@ -167,13 +170,19 @@ fn compression(
             least_rise,
             0.0,
         ),
-        Claim::at_least("bytes per token with 2,000 tokens", at(7), 3.0),
+        Claim::at_least("bytes per token with 2,000 tokens", at(7), expected),
         Claim::at_most(
             "what one more token buys between 1,000 and 2,000, over that between 256 and 512",
             per_token(5, 7) / per_token(0, 3),
             0.25,
         ),
     ];
+    if let Some((_, most)) = points.last().filter(|_| shakespeare) {
+        let claim = "bytes per token with 8,000 tokens, learnt from the first nine tenths";
+        let source = "GPT-2's 50,257 tokens, learnt elsewhere, on the same tenth: 111,540 bytes in \
+                      36,059 tokens (karpathy/nanoGPT, data/shakespeare)";
+        claims.push(Claim::at_least(claim, *most, 3.0).published(3.093, source));
+    }
     let chart = Chart::new(
         "Compression by byte-level BPE",
         "vocabulary size",
