@@ -296,10 +296,11 @@ unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize, 
     unsafe {
         let rows = Rows::of::<W, F>(job, group);
         let mut sums = [[W::Floats::splat(0.0); N]; 1];
+        let mut block = MaybeUninit::uninit();
         for b in 0..blocks {
             rows.prefetch_next::<W, F>(b);
-            let block = rows.unpack::<W, F>(b);
-            F::multiply::<1, N>([&block], x.map(|x| x.add(b * F::RECORD)), &mut sums);
+            rows.unpack::<W, F>(b, &mut block);
+            F::multiply::<1, N>([block.assume_init_ref()], x.map(|x| x.add(b * F::RECORD)), &mut sums);
         }
         put::<W, 1, N>(job, group, first, &sums);
     }
@@ -324,7 +325,8 @@ unsafe fn many<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
                 let group = (groups.start + tile * GROUPS + g).min(groups.end - 1);
                 let rows = Rows::of::<W, F>(job, group);
                 for b in 0..blocks {
-                    room[(tile * blocks + b) * GROUPS + g].write(rows.unpack::<W, F>(b));
+                    let block = &mut room[(tile * blocks + b) * GROUPS + g];
+                    rows.unpack::<W, F>(b, block);
                 }
             }
         }
@@ -402,14 +404,14 @@ impl Rows {
     /// # Safety
     /// The machine has the instructions of `W`; the rows have block `b`.
     #[inline(always)]
-    unsafe fn unpack<W: Words, F: Weights<W>>(&self, b: usize) -> F::Block {
+    unsafe fn unpack<W: Words, F: Weights<W>>(&self, b: usize, to: &mut MaybeUninit<F::Block>) {
         // SAFETY: the caller's.
         unsafe {
             let (from, stride) = match b < self.whole {
                 true => (self.from.add(b * F::BYTES), self.stride),
                 false => (self.tail.as_ptr().cast(), 16),
             };
-            F::unpack(from, stride)
+            F::unpack(from, stride, to.as_mut_ptr());
         }
     }
 }

@@ -27,11 +27,12 @@ pub(super) trait Weights<W: Words> {
     /// Rows of `x` up to which blocks are unpacked where they are used; more share unpacked ones.
     const FEW: usize = 8;
 
-    /// A block of each row, rows `stride` bytes apart.
+    /// Writes a block of each row, rows `stride` bytes apart, where it is read next: clearing and moving
+    /// a large one takes as long as unpacking it.
     ///
     /// # Safety
-    /// The machine has the instructions of `W`; each row has a block.
-    unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block;
+    /// The machine has the instructions of `W`; each row has a block; `to` may be written.
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self::Block);
 
     /// Adds the products of blocks of `G` times as many rows with `N` records, each of one row of `x`.
     ///
@@ -106,11 +107,11 @@ impl<W: Words> Weights<W> for Q4_0 {
     const RECORD: usize = SMALL;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self::Block) {
         // SAFETY: the caller's; a block is a half and 16 bytes.
         unsafe {
             let [[a, b, c, d], [e, f, g, h]] = nibbles::<W>(from.add(2), stride);
-            ([a, b, c, d, e, f, g, h], W::halves(from, stride))
+            to.write(([a, b, c, d, e, f, g, h], W::halves(from, stride)));
         }
     }
 
@@ -157,7 +158,7 @@ impl<W: Words> Weights<W> for Q8_0 {
     const RECORD: usize = SMALL;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self::Block) {
         // SAFETY: the caller's; a block is a half and 32 bytes.
         unsafe {
             let sign = W::splat(0x8080_8080);
@@ -169,7 +170,7 @@ impl<W: Words> Weights<W> for Q8_0 {
             for j in 0..8 {
                 levels[j] = W::bytes(W::xor(halves[j / 4][j % 4], sign));
             }
-            (levels, W::halves(from, stride))
+            to.write((levels, W::halves(from, stride)));
         }
     }
 
@@ -222,13 +223,13 @@ pub(super) struct Affine<W: Words> {
 }
 
 impl<W: Words> Affine<W> {
-    /// All but the levels, from the first 16 bytes: two halves, then scales and offsets of six bits as
+    /// Writes all but the levels, from the first 16 bytes: two halves, then scales and offsets of six bits as
     /// in `format.rs`, here of all rows at once.
     ///
     /// # Safety
     /// As [`Weights::unpack`].
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize, levels: [[W::V; 8]; 8]) -> Self {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self) {
         // SAFETY: the caller's.
         unsafe {
             let [units, a, b, c] = W::columns(from, stride);
@@ -242,27 +243,24 @@ impl<W: Words> Affine<W> {
             let [s, m] = [W::and(a, six), W::and(b, six)];
             let t = W::or(W::and(c, four), upper_a);
             let n = W::or(W::and(W::right::<4>(c), four), upper_b);
-            Self {
-                levels,
-                scales: [
-                    W::scale::<0>(s),
-                    W::scale::<1>(s),
-                    W::scale::<2>(s),
-                    W::scale::<3>(s),
-                    W::scale::<0>(t),
-                    W::scale::<1>(t),
-                    W::scale::<2>(t),
-                    W::scale::<3>(t),
-                ],
-                offsets: [
-                    W::pair::<0>(m),
-                    W::pair::<1>(m),
-                    W::pair::<0>(n),
-                    W::pair::<1>(n),
-                ],
-                d: W::lower_halves(units),
-                e: W::lower_halves(W::right::<16>(units)),
-            }
+            (*to).scales = [
+                W::scale::<0>(s),
+                W::scale::<1>(s),
+                W::scale::<2>(s),
+                W::scale::<3>(s),
+                W::scale::<0>(t),
+                W::scale::<1>(t),
+                W::scale::<2>(t),
+                W::scale::<3>(t),
+            ];
+            (*to).offsets = [
+                W::pair::<0>(m),
+                W::pair::<1>(m),
+                W::pair::<0>(n),
+                W::pair::<1>(n),
+            ];
+            (*to).d = W::lower_halves(units);
+            (*to).e = W::lower_halves(W::right::<16>(units));
         }
     }
 
@@ -326,21 +324,21 @@ impl<W: Words> Weights<W> for Q4K {
     const RECORD: usize = AFFINE;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Affine<W> {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Affine<W>) {
         // SAFETY: the caller's; a block is a head of 16 bytes and four times 32 for two parts each.
         unsafe {
-            let mut levels = [[W::splat(0); 8]; 8];
+            let levels = &raw mut (*to).levels;
             for two in 0..4 {
                 for half in 0..2 {
                     let at = from.add(16 + 32 * two + 16 * half);
                     let [low, high] = nibbles::<W>(at, stride);
                     for j in 0..4 {
-                        levels[2 * two][4 * half + j] = low[j];
-                        levels[2 * two + 1][4 * half + j] = high[j];
+                        (*levels)[2 * two][4 * half + j] = low[j];
+                        (*levels)[2 * two + 1][4 * half + j] = high[j];
                     }
                 }
             }
-            Affine::unpack(from, stride, levels)
+            Affine::unpack(from, stride, to);
         }
     }
 
@@ -365,12 +363,12 @@ impl<W: Words> Weights<W> for Q5K {
     const RECORD: usize = AFFINE;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Affine<W> {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Affine<W>) {
         // SAFETY: the caller's; a block is a head of 16 bytes, 32 with a fifth bit for each part, and
         // four times 32 for two parts each.
         unsafe {
             let bit = W::splat(0x1010_1010);
-            let mut levels = [[W::splat(0); 8]; 8];
+            let levels = &raw mut (*to).levels;
             for half in 0..2 {
                 let fifth = W::columns(from.add(16 + 16 * half), stride);
                 for two in 0..4 {
@@ -384,12 +382,12 @@ impl<W: Words> Weights<W> for Q5K {
                             2 => [fifth[j], W::right::<1>(fifth[j])],
                             _ => [W::right::<2>(fifth[j]), W::right::<3>(fifth[j])],
                         };
-                        levels[2 * two][4 * half + j] = W::or(low[j], W::and(even, bit));
-                        levels[2 * two + 1][4 * half + j] = W::or(high[j], W::and(odd, bit));
+                        (*levels)[2 * two][4 * half + j] = W::or(low[j], W::and(even, bit));
+                        (*levels)[2 * two + 1][4 * half + j] = W::or(high[j], W::and(odd, bit));
                     }
                 }
             }
-            Affine::unpack(from, stride, levels)
+            Affine::unpack(from, stride, to);
         }
     }
 
@@ -425,13 +423,13 @@ impl<W: Words> Weights<W> for Q6K {
     const RECORD: usize = SIGNED;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Signed<W> {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Signed<W>) {
         // SAFETY: the caller's; a block is 128 bytes with four bits, 64 with two more, 16 scales and
         // a half. Each 128 numbers have four quarters, of which the first and the third share bytes,
         // as do the second and the fourth; a byte with two bits more is shared by all four.
         unsafe {
             let two = W::splat(0x3030_3030);
-            let mut levels = [[W::splat(0); 4]; 16];
+            let levels = &raw mut (*to).levels;
             for half in 0..2 {
                 for at in 0..2 {
                     let upper = W::columns(from.add(128 + 32 * half + 16 * at), stride);
@@ -446,24 +444,21 @@ impl<W: Words> Weights<W> for Q6K {
                             (d[j], W::right::<2>(upper[j])),
                         ];
                         for (quarter, (low, upper)) in quarters.into_iter().enumerate() {
-                            levels[8 * half + 2 * quarter + at][j] = W::or(low, W::and(upper, two));
+                            (*levels)[8 * half + 2 * quarter + at][j] =
+                                W::or(low, W::and(upper, two));
                         }
                     }
                 }
             }
             let packed = W::columns(from.add(192), stride);
-            let mut scales = [W::splat(0); 16];
+            let scales = &raw mut (*to).scales;
             for i in 0..4 {
-                scales[4 * i] = W::signed_scale::<0>(packed[i]);
-                scales[4 * i + 1] = W::signed_scale::<1>(packed[i]);
-                scales[4 * i + 2] = W::signed_scale::<2>(packed[i]);
-                scales[4 * i + 3] = W::signed_scale::<3>(packed[i]);
+                (*scales)[4 * i] = W::signed_scale::<0>(packed[i]);
+                (*scales)[4 * i + 1] = W::signed_scale::<1>(packed[i]);
+                (*scales)[4 * i + 2] = W::signed_scale::<2>(packed[i]);
+                (*scales)[4 * i + 3] = W::signed_scale::<3>(packed[i]);
             }
-            Signed {
-                levels,
-                scales,
-                d: W::halves(from.add(208), stride),
-            }
+            (*to).d = W::halves(from.add(208), stride);
         }
     }
 
@@ -584,9 +579,9 @@ impl<W: Words, T: Floats<W, NUMBERS>, const NUMBERS: usize> Weights<W> for Widen
     const FEW: usize = 4;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> Self::Block {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self::Block) {
         // SAFETY: the caller's.
-        unsafe { T::floats(from, stride) }
+        unsafe { to.write(T::floats(from, stride)) }
     }
 
     #[inline(always)]
@@ -620,9 +615,9 @@ impl<W: Words> Weights<W> for Pairs {
     const FEW: usize = 4;
 
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize) -> [W::V; 4] {
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut [W::V; 4]) {
         // SAFETY: the caller's.
-        unsafe { W::columns(from, stride) }
+        unsafe { to.write(W::columns(from, stride)) }
     }
 
     #[inline(always)]
