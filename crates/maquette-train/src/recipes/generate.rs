@@ -231,13 +231,17 @@ pub(super) fn look(
     let maps = maps(TensorData::new(row, [1, ids.len()])).ok_or_else(|| {
         TrainError::other("this network has no attention to show; leave --attention out")
     })?;
+    // Decoded alone, a piece of SentencePiece loses the space it begins with; WordPiece has no bytes.
+    let bytes = tokenizer.token_bytes().unwrap_or_default();
     let spelled = |id: &u32| {
-        let text = tokenizer.decode(&[*id]).map_err(TrainError::other)?;
+        if let Some(Some(bytes)) = bytes.get(*id as usize) {
+            return Ok(String::from_utf8_lossy(bytes).into_owned());
+        }
         // A piece inside a word would look like a word of its own.
         let inside = tokenizer
             .id_to_token(*id)
             .filter(|token| token.starts_with("##"));
-        Ok(inside.unwrap_or(text))
+        inside.map_or_else(|| tokenizer.decode(&[*id]).map_err(TrainError::other), Ok)
     };
     let tokens = ids
         .iter()
