@@ -78,9 +78,19 @@ pub(crate) fn run(mut args: EvaluateArgs, output: Output) -> miette::Result<()> 
 /// Whether a text is to be measured, and not a run by its recipe.
 fn is_text(args: &EvaluateArgs) -> bool {
     let asked = args.windows.is_some() || args.context.is_some() || args.stride.is_some();
-    asked
-        || args.data.as_deref() == Some(Path::new("-"))
-        || !args.model.join("recipe.toml").is_file()
+    let piped = args.data.as_deref() == Some(Path::new("-"));
+    let Ok(recipe) = std::fs::read_to_string(args.model.join("recipe.toml")) else {
+        return true;
+    };
+    asked || piped || (args.data.is_some() && is_language_model_on_built_in_data(&recipe))
+}
+
+/// Whose own data no path replaces: what is given is another text.
+fn is_language_model_on_built_in_data(recipe: &str) -> bool {
+    let recipe: toml::Table = recipe.parse().unwrap_or_default();
+    let source = recipe.get("data").and_then(|data| data.get("source"));
+    recipe.get("family").and_then(toml::Value::as_str) == Some("gpt")
+        && source.and_then(toml::Value::as_str) != Some("path")
 }
 
 fn text(path: &Path) -> miette::Result<String> {
