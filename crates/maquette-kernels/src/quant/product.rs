@@ -300,7 +300,11 @@ unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize, 
         for b in 0..blocks {
             rows.prefetch_next::<W, F>(b);
             rows.unpack::<W, F>(b, &mut block);
-            F::multiply::<1, N>([block.assume_init_ref()], x.map(|x| x.add(b * F::RECORD)), &mut sums);
+            F::multiply::<1, N>(
+                [block.assume_init_ref()],
+                x.map(|x| x.add(b * F::RECORD)),
+                &mut sums,
+            );
         }
         put::<W, 1, N>(job, group, first, &sums);
     }
