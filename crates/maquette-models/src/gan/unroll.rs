@@ -20,6 +20,11 @@ pub struct UnrollConfig {
     pub steps: usize,
     /// The learning rate of these updates, which are plain gradient descent.
     pub lr: f64,
+    /// Divide each parameter's gradient by its root mean square, as Adam's first update does number by
+    /// number: steps of one length, however steep the critic has become. The paper's experiments look ahead
+    /// along Adam's updates (appendix A).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub normalised: bool,
 }
 
 impl UnrollConfig {
@@ -64,15 +69,18 @@ impl UnrollConfig {
         let layers = critic
             .plain_layers()
             .expect("validate() admits plain linear layers alone");
-        let [real, fake] = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        // Real and made examples in one batch: half as many products, twice as large.
+        let examples = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        let examples = Tensor::cat(examples.into(), 0);
         let (layers, weights) = layers.into_iter().unzip();
         let mut ahead = Ahead { layers, weights };
         for _ in 0..self.steps {
-            let passes = [&real, &fake].map(|x| ahead.forward(x.clone()));
-            let slopes = loss.critic_slopes(passes[0].scores(), passes[1].scores(), smoothing);
-            ahead.descend(passes, slopes, self.lr);
+            let pass = ahead.forward(examples.clone());
+            let [real, fake] = pass.scores();
+            let slopes = loss.critic_slopes(real, fake, smoothing);
+            ahead.descend(pass, Tensor::cat(slopes.into(), 0), self);
         }
-        [real, fake].map(|x| ahead.forward(x).scores())
+        ahead.forward(examples).scores()
     }
 }
 
@@ -89,8 +97,11 @@ struct Pass {
 }
 
 impl Pass {
-    fn scores(&self) -> Tensor<1> {
-        self.output.clone().flatten(0, 1)
+    /// Those of real and of made examples.
+    fn scores(&self) -> [Tensor<1>; 2] {
+        let scores: Tensor<1> = self.output.clone().flatten(0, 1);
+        let half = scores.dims()[0] / 2;
+        [0, half].map(|start| scores.clone().narrow(0, start, half))
     }
 }
 
@@ -151,18 +162,24 @@ impl Ahead<'_> {
     }
 
     /// One step of gradient descent, given the loss's slope at each score.
-    fn descend(&mut self, passes: [Pass; 2], slopes: [Tensor<1>; 2], lr: f64) {
-        let old: Vec<_> = self.weights.iter().map(Effective::of).collect();
-        for (pass, slope) in passes.into_iter().zip(slopes) {
-            let mut grad: Tensor<2> = slope.unsqueeze_dim(1);
-            for (i, (input, slope)) in pass.layers.into_iter().enumerate().rev() {
-                let delta = grad * slope;
-                let PlainDense { weight, bias, .. } = &mut self.weights[i];
-                let moved = old[i].pullback(input.transpose().matmul(delta.clone()));
-                *weight = weight.clone() - moved * lr;
-                *bias = bias.clone() - delta.clone().sum_dim(0).flatten::<1>(0, 1) * lr;
-                grad = delta.matmul(old[i].weight.clone().transpose());
-            }
+    fn descend(&mut self, pass: Pass, slope: Tensor<1>, config: &UnrollConfig) {
+        let step = |grad: Tensor<2>| {
+            let grad = match config.normalised {
+                // The root has no slope at zero; so small a number moves none.
+                true => grad.clone() / (grad.square().mean() + 1e-12).sqrt().reshape([1, 1]),
+                false => grad,
+            };
+            grad * config.lr
+        };
+        let mut grad: Tensor<2> = slope.unsqueeze_dim(1);
+        for (dense, layer) in self.weights.iter_mut().zip(pass.layers).rev() {
+            let (input, slope) = layer;
+            let old = Effective::of(dense);
+            let delta = grad * slope;
+            let moved = old.pullback(input.transpose().matmul(delta.clone()));
+            dense.weight = dense.weight.clone() - step(moved);
+            dense.bias = dense.bias.clone() - step(delta.clone().sum_dim(0)).flatten::<1>(0, 1);
+            grad = delta.matmul(old.weight.transpose());
         }
     }
 }
@@ -181,6 +198,14 @@ mod tests {
         AdversarialLoss::LeastSquares,
         AdversarialLoss::Relativistic,
     ];
+
+    fn plain(steps: usize, lr: f64) -> UnrollConfig {
+        UnrollConfig {
+            steps,
+            lr,
+            normalised: false,
+        }
+    }
 
     fn critic(spectral_norm: bool) -> Critic {
         let mut config = GanConfig {
@@ -213,7 +238,7 @@ mod tests {
 
     #[test]
     fn unrolled_updates_are_the_critic_s_own() {
-        let unroll = UnrollConfig { steps: 3, lr: 0.02 };
+        let unroll = plain(3, 0.02);
         for (loss, spectral) in GAMES {
             let mut own = critic(spectral);
             let mut sgd = burn::optim::SgdConfig::new().init();
@@ -237,12 +262,16 @@ mod tests {
 
     #[test]
     fn the_generator_s_gradient_equals_finite_differences() {
-        let unroll = UnrollConfig { steps: 3, lr: 0.02 };
-        for (loss, spectral) in GAMES {
+        let normalised = UnrollConfig {
+            normalised: true,
+            ..plain(3, 0.01)
+        };
+        let games = [plain(3, 0.02), normalised].map(|unroll| GAMES.map(|game| (unroll, game)));
+        for (unroll, (loss, spectral)) in games.into_iter().flatten() {
             let frozen = critic(spectral).no_grad();
             let value = |fake: Tensor<4>| {
                 let [real, fake] = unroll.scores(&frozen, loss, 0.0, [points(0), fake]);
-                loss.generator(real, fake)
+                loss.answered(real, fake)
             };
             let mut gaps = Vec::new();
             for seed in 1..30 {
@@ -285,7 +314,7 @@ mod tests {
     fn what_cannot_be_unrolled_is_refused() {
         let mut config = GanConfig::default();
         config.critic.minibatch_deviation = true;
-        let unroll = UnrollConfig { steps: 5, lr: 0.1 };
+        let unroll = plain(5, 0.1);
         let message = unroll.validate(&config).unwrap_err().to_string();
         assert!(message.starts_with("unroll: is exact only"), "{message}");
     }
