@@ -235,10 +235,10 @@ fn mlp(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
     let [_, height, width] = config.image;
     let inputs = config.critic_channels() * height * width;
     let sizes = std::iter::once(inputs)
-        .chain(std::iter::repeat_n(config.width, config.n_layers))
+        .chain(std::iter::repeat_n(config.critic_width(), config.n_layers))
         .collect::<Vec<_>>();
     let layer = |pair: &[usize]| Stage::Layer(hidden(config).dense(pair[0], pair[1], device));
-    (sizes.windows(2).map(layer).collect(), config.width)
+    (sizes.windows(2).map(layer).collect(), config.critic_width())
 }
 
 /// Convolutions that halve the size, twice the channels each, and no norm at the image (Radford et al.
@@ -255,7 +255,7 @@ fn dcgan(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
     for level in 0..levels {
         let (layer, width) = (
             if level == 0 { first } else { layer },
-            config.width << level,
+            config.critic_width() << level,
         );
         stages.push(Stage::Layer(layer.conv([channels, width], 4, 2, 1, device)));
         channels = width;
@@ -267,7 +267,7 @@ fn dcgan(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
 /// 2018, table 4, arXiv:1802.05957).
 fn resnet(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
     let [_, levels] = halvings(config.image[1]);
-    let (width, layer) = (config.width, hidden(config));
+    let (width, layer) = (config.critic_width(), hidden(config));
     let block = |d_in, resize, at_image| {
         Stage::Residual(Residual::new(
             layer,

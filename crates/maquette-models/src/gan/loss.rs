@@ -93,6 +93,27 @@ impl AdversarialLoss {
         }
     }
 
+    /// What the generator minimises where the critic answers to it, so that the scores of real examples
+    /// are its doing as well: the players' shared value with the sign turned, or, for losses that have no
+    /// such value, the critic's wish with real and made exchanged.
+    ///
+    /// Leaving `real` out would leave out half of the critic's answer; with it, the part of the gradient
+    /// that goes through the critic's updates vanishes when the critic is at its best (Metz et al. 2017,
+    /// section 2.3, arXiv:1611.02163).
+    ///
+    /// # Shapes
+    /// - real, fake: `[batch]`
+    /// - output: `[1]`
+    pub fn answered(self, real: Tensor<1>, fake: Tensor<1>) -> Tensor<1> {
+        match self {
+            Self::Minimax => self.critic(real, fake, 0.0).neg(),
+            Self::NonSaturating | Self::LeastSquares | Self::Relativistic => {
+                self.critic(fake, real, 0.0)
+            }
+            Self::Hinge | Self::Wasserstein => real.mean() - fake.mean(),
+        }
+    }
+
     /// Whether scores are pulled to targets, which can be smoothed.
     pub fn has_targets(self) -> bool {
         matches!(

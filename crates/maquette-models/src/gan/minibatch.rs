@@ -53,12 +53,18 @@ impl Minibatch {
     /// - output: `[batch, features + kernels]`
     pub(super) fn forward(&self, features: Tensor<2>) -> Tensor<2> {
         let batch = features.dims()[0];
+        let (kernels, dims) = (self.kernels, self.dims);
         let m = features.clone().matmul(self.projection.val());
-        let m = m.reshape([batch, self.kernels, self.dims]);
-        let (one, other) = (m.clone().unsqueeze_dim::<4>(1), m.unsqueeze_dim::<4>(0));
-        let distance = (one - other).abs().sum_dim(3);
-        let closeness = distance.neg().exp().sum_dim(1);
-        Tensor::cat(vec![features, closeness.reshape([batch, self.kernels])], 1)
+        let m = m.reshape([batch, kernels, dims]).permute([2, 1, 0]);
+        // Term by term, so that no sum is over a few numbers each: [1, kernels, batch, batch] throughout.
+        let distance = (0..dims).map(|d| {
+            let m = m.clone().narrow(0, d, 1);
+            let (one, other) = (m.clone().unsqueeze_dim::<4>(3), m.unsqueeze_dim::<4>(2));
+            (one - other).abs()
+        });
+        let distance = distance.reduce(|a, b| a + b).expect("dims is at least 1");
+        let closeness = distance.neg().exp().sum_dim(3).reshape([kernels, batch]);
+        Tensor::cat(vec![features, closeness.transpose()], 1)
     }
 }
 

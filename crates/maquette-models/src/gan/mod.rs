@@ -100,6 +100,11 @@ pub struct GeneratorConfig {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CriticConfig {
+    /// Width of its hidden layers, or channels next to the image; the generator's where it is left out. A
+    /// critic too small to see all that there is lets its generator collapse (Metz et al. 2017, section
+    /// 3.3.1, arXiv:1611.02163).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// Between the layers.
     pub activation: Activation,
     /// Of the hidden layers.
@@ -169,6 +174,7 @@ impl GanConfig {
         positive("n_layers", self.n_layers)?;
         positive("image", self.image.iter().product())?;
         positive("critic.packing", self.critic.pack())?;
+        positive("critic.width", self.critic_width())?;
         let [_, height, width] = self.image;
         if self.network != Network::Mlp {
             let [_, levels] = halvings(height);
@@ -232,6 +238,11 @@ impl GanConfig {
     /// Numbers that the generator sees: noise, and the label.
     fn generator_inputs(&self) -> usize {
         self.d_latent + self.n_classes
+    }
+
+    /// Width of the critic's hidden layers.
+    fn critic_width(&self) -> usize {
+        self.critic.width.unwrap_or(self.width)
     }
 
     /// Channels that the critic sees.
@@ -302,8 +313,9 @@ mod tests {
     #[test]
     fn every_choice_gives_both_players_finite_gradients() {
         let device = Device::flex().autodiff();
-        let choices: [fn(&mut GanConfig); 8] = [
+        let choices: [fn(&mut GanConfig); 9] = [
             |_| (),
+            |c| c.critic.width = Some(4),
             |c| (c.generator.norm, c.critic.norm) = (NormChoice::Batch, NormChoice::Layer),
             |c| (c.generator.norm, c.critic.norm) = (NormChoice::Layer, NormChoice::Batch),
             |c| c.critic.spectral_norm = true,
@@ -351,6 +363,7 @@ mod tests {
                     c.conditioning = conditioning;
                     c.n_classes = if conditioning.is_some() { 4 } else { 0 };
                     c.critic.spectral_norm = true;
+                    c.critic.width = Some(4);
                 });
                 let gan = config.init(&device, &mut rng(0, Stream::Init, 0));
                 gan.critic.renew();

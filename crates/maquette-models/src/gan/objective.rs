@@ -179,7 +179,7 @@ impl Objective {
             let smoothing = self.config.label_smoothing;
             let [real, fake] = unroll.scores(critic, loss, smoothing, [real, fake]);
             return PlayerLoss {
-                total: loss.generator(real, fake),
+                total: loss.answered(real, fake),
                 parts: Vec::new(),
             };
         }

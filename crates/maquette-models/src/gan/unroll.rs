@@ -64,15 +64,18 @@ impl UnrollConfig {
         let layers = critic
             .plain_layers()
             .expect("validate() admits plain linear layers alone");
-        let [real, fake] = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        // Real and made examples in one batch: half as many products, twice as large.
+        let examples = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        let examples = Tensor::cat(examples.into(), 0);
         let (layers, weights) = layers.into_iter().unzip();
         let mut ahead = Ahead { layers, weights };
         for _ in 0..self.steps {
-            let passes = [&real, &fake].map(|x| ahead.forward(x.clone()));
-            let slopes = loss.critic_slopes(passes[0].scores(), passes[1].scores(), smoothing);
-            ahead.descend(passes, slopes, self.lr);
+            let pass = ahead.forward(examples.clone());
+            let [real, fake] = pass.scores();
+            let slopes = loss.critic_slopes(real, fake, smoothing);
+            ahead.descend(pass, Tensor::cat(slopes.into(), 0), self.lr);
         }
-        [real, fake].map(|x| ahead.forward(x).scores())
+        ahead.forward(examples).scores()
     }
 }
 
@@ -89,8 +92,11 @@ struct Pass {
 }
 
 impl Pass {
-    fn scores(&self) -> Tensor<1> {
-        self.output.clone().flatten(0, 1)
+    /// Those of real and of made examples.
+    fn scores(&self) -> [Tensor<1>; 2] {
+        let scores: Tensor<1> = self.output.clone().flatten(0, 1);
+        let half = scores.dims()[0] / 2;
+        [0, half].map(|start| scores.clone().narrow(0, start, half))
     }
 }
 
@@ -151,18 +157,16 @@ impl Ahead<'_> {
     }
 
     /// One step of gradient descent, given the loss's slope at each score.
-    fn descend(&mut self, passes: [Pass; 2], slopes: [Tensor<1>; 2], lr: f64) {
-        let old: Vec<_> = self.weights.iter().map(Effective::of).collect();
-        for (pass, slope) in passes.into_iter().zip(slopes) {
-            let mut grad: Tensor<2> = slope.unsqueeze_dim(1);
-            for (i, (input, slope)) in pass.layers.into_iter().enumerate().rev() {
-                let delta = grad * slope;
-                let PlainDense { weight, bias, .. } = &mut self.weights[i];
-                let moved = old[i].pullback(input.transpose().matmul(delta.clone()));
-                *weight = weight.clone() - moved * lr;
-                *bias = bias.clone() - delta.clone().sum_dim(0).flatten::<1>(0, 1) * lr;
-                grad = delta.matmul(old[i].weight.clone().transpose());
-            }
+    fn descend(&mut self, pass: Pass, slope: Tensor<1>, lr: f64) {
+        let mut grad: Tensor<2> = slope.unsqueeze_dim(1);
+        for (dense, layer) in self.weights.iter_mut().zip(pass.layers).rev() {
+            let (input, slope) = layer;
+            let old = Effective::of(dense);
+            let delta = grad * slope;
+            let moved = old.pullback(input.transpose().matmul(delta.clone()));
+            dense.weight = dense.weight.clone() - moved * lr;
+            dense.bias = dense.bias.clone() - delta.clone().sum_dim(0).flatten::<1>(0, 1) * lr;
+            grad = delta.matmul(old.weight.transpose());
         }
     }
 }
@@ -242,7 +246,7 @@ mod tests {
             let frozen = critic(spectral).no_grad();
             let value = |fake: Tensor<4>| {
                 let [real, fake] = unroll.scores(&frozen, loss, 0.0, [points(0), fake]);
-                loss.generator(real, fake)
+                loss.answered(real, fake)
             };
             let mut gaps = Vec::new();
             for seed in 1..30 {

@@ -35,6 +35,7 @@ built_in![
     "diffusion-mnist",
     "fashion-classifier",
     "gan-glyphs",
+    "gan-grid25",
     "gan-ring8",
     "gan-ring8-plain",
     "gan-tiles",

@@ -2,10 +2,13 @@
 //!
 //! A remedy is a list of switches, the same that `maquette train gan-ring8-plain --set` takes.
 
+use std::time::Instant;
+
 use super::training::recipe;
 use super::{Doing, LabContext, LabError};
 use crate::train::Phase;
-use crate::train::run::{Record, records};
+use crate::train::diagnosis::Finding;
+use crate::train::run::{Record, findings, records};
 
 /// The adversarial network without any remedy.
 pub(crate) const PLAIN: &str = include_str!("../../../../recipes/gan-ring8-plain.toml");
@@ -30,6 +33,9 @@ impl Variant {
 pub(crate) struct Found {
     pub(crate) modes: f64,
     pub(crate) high_quality: f64,
+    /// What the diagnosis named.
+    pub(crate) findings: Vec<Finding>,
+    seconds: f64,
     records: Vec<Record>,
 }
 
@@ -63,11 +69,15 @@ pub(crate) fn tried(
             let out = folder.path().join(seed.to_string());
             let seed = seed.to_string();
             let sets = [common, variant.sets, &[("train.seed", &seed)]].concat();
+            let start = Instant::now();
             let ran = recipe(lab, text, &sets, &out)?;
+            let seconds = start.elapsed().as_secs_f64();
             let records = records(&out).doing("reading the run's log")?;
             Ok(Found {
                 modes: ran.metric("modes"),
                 high_quality: ran.metric("high_quality"),
+                findings: findings(&out).doing("reading the diagnosis")?,
+                seconds,
                 records,
             })
         })
@@ -80,9 +90,19 @@ impl Tried {
         self.runs.iter().map(|run| run.high_quality).collect()
     }
 
+    /// Modes, seed by seed.
+    pub(crate) fn modes(&self) -> Vec<f64> {
+        self.runs.iter().map(|run| run.modes).collect()
+    }
+
     /// Modes, on average over the seeds.
     pub(crate) fn mean_modes(&self) -> f64 {
-        mean(&self.runs.iter().map(|run| run.modes).collect::<Vec<_>>())
+        mean(&self.modes())
+    }
+
+    /// Seconds that each run took.
+    pub(crate) fn seconds(&self) -> Vec<f64> {
+        self.runs.iter().map(|run| run.seconds).collect()
     }
 }
 

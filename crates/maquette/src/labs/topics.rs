@@ -10,6 +10,8 @@ mod attention;
 mod attention_in_generation;
 #[path = "../../../../handbook/40-autoregressive/lab.rs"]
 mod autoregressive;
+#[path = "../../../../handbook/25-batch-normalisation/lab.rs"]
+mod batch_normalisation;
 #[path = "../../../../handbook/34-bert/lab.rs"]
 mod bert;
 #[path = "../../../../handbook/33-conditional-gan/lab.rs"]
@@ -44,6 +46,8 @@ mod large_datasets;
 mod latent_space;
 #[path = "../../../../handbook/38-long-range/lab.rs"]
 mod long_range;
+#[path = "../../../../handbook/32-mode-collapse/lab.rs"]
+mod mode_collapse;
 #[path = "../../../../handbook/54-multimodal/lab.rs"]
 mod multimodal;
 #[path = "../../../../handbook/46-nash-equilibrium/lab.rs"]
@@ -64,6 +68,8 @@ mod pretrained_models;
 mod sampling;
 #[path = "../../../../handbook/22-softmax/lab.rs"]
 mod softmax;
+#[path = "../../../../handbook/29-stabilising-gans/lab.rs"]
+mod stabilising_gans;
 #[path = "../../../../handbook/12-supervised-unsupervised/lab.rs"]
 mod supervised_unsupervised;
 #[path = "../../../../handbook/09-tokenization/lab.rs"]
@@ -138,14 +144,14 @@ pub static TOPICS: [Topic; 60] = [
     topic(22, "softmax", "Softmax").lab(softmax::run),
     topic(23, "reinforcement-learning", "Reinforcement learning"),
     topic(24, "large-datasets", "Large data sets").lab(large_datasets::run),
-    topic(25, "batch-normalisation", "Batch normalisation"),
+    topic(25, "batch-normalisation", "Batch normalisation").lab(batch_normalisation::run),
     topic(26, "transformer-rnn-cnn", "Transformer, RNN and CNN").lab(transformer_rnn_cnn::run),
     topic(27, "latent-space", "Latent space").lab(latent_space::run),
     topic(28, "adversarial-attacks", "Adversarial attacks"),
-    topic(29, "stabilising-gans", "Stabilising GANs"),
+    topic(29, "stabilising-gans", "Stabilising GANs").lab(stabilising_gans::run),
     topic(30, "gan-losses", "GAN losses").lab(gan_losses::run),
     topic(31, "gpt-rnn", "GPT and RNN").lab(gpt_rnn::run),
-    topic(32, "mode-collapse", "Mode collapse"),
+    topic(32, "mode-collapse", "Mode collapse").lab(mode_collapse::run),
     topic(33, "conditional-gan", "Conditional GANs").lab(conditional_gan::run),
     topic(34, "bert", "BERT").lab(bert::run),
     topic(
