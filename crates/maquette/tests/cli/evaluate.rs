@@ -47,7 +47,7 @@ fn a_text_is_measured_by_run_folder_and_gguf() {
     let difference = gguf["metrics"]["loss"].as_f64().unwrap() - value("loss");
     assert!(difference.abs() < 1e-4, "{difference}");
     // Trained on built-in stories, whose place a text does not take: it is measured.
-    let plain = measure("run", "");
+    let plain = measure("run", "--quiet");
     assert!(plain["metrics"]["word_perplexity"].is_number(), "{plain}");
     // The rules differ, and so do the figures.
     for windows in ["harness", "halves"] {
