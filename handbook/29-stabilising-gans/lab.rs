@@ -1,7 +1,7 @@
 //! The ring of eight Gaussians under one budget: the plain game, and one remedy at a time.
 
-use crate::labs::ring::{PLAIN, Sets, Tried, Variant, mean, tried};
-use crate::labs::{Claim, LabContext, LabError, Outcome, beside, heat, number};
+use crate::labs::ring::{PLAIN, Sets, Tried, Variant, by_seed, mean, tried};
+use crate::labs::{Claim, LabContext, LabError, Outcome, beside, number};
 
 /// What every row shares, beside the recipe. A latent of many dimensions is what the papers took, and what
 /// makes the plain game collapse: of two dimensions the plain game covers the ring.
@@ -200,14 +200,8 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         covering.count() as f64,
         how_many,
     ));
-    let names: Vec<&str> = rows.iter().map(|(row, _)| row.variant.name).collect();
-    let columns: Vec<String> = (0..seeds)
-        .map(|seed| format!("seed {}", lab.seed + seed))
-        .collect();
-    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
     let panel = |title: &str, of: fn(&Tried) -> Vec<f64>| {
-        let values: Vec<Vec<f64>> = rows.iter().map(|(_, tried)| of(tried)).collect();
-        heat(title, (&names, &columns), &values)
+        by_seed(lab, title, rows.iter().map(|(_, tried)| tried), of)
     };
     Ok(Outcome {
         claims,
@@ -262,16 +256,14 @@ fn table(rows: &[(&Row, Tried)]) -> String {
          |---|---|---|---|---|---|",
     );
     for (row, tried) in rows {
-        let modes = tried.modes();
-        let each: Vec<String> = modes.iter().map(|modes| format!("{modes:.0}")).collect();
         let published = row.published.map_or(String::new(), |[modes, quality]| {
             format!("{modes}, {quality}")
         });
         table += &format!(
             "\n| {} | {} | {} | {} | {published} | {:.0} |",
             row.variant.name,
-            each.join(" "),
-            spread(&modes),
+            tried.listed_modes(),
+            spread(&tried.modes()),
             spread(&tried.high_quality()),
             mean(&tried.seconds()),
         );

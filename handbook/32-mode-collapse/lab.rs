@@ -1,7 +1,7 @@
 //! A generator that makes a few of twenty-five kinds, named by the diagnosis, and what mends it.
 
-use crate::labs::ring::{Sets, Tried, Variant, mean, tried};
-use crate::labs::{Claim, LabContext, LabError, Outcome, beside, heat, number};
+use crate::labs::ring::{Sets, Tried, Variant, by_seed, mean, tried};
+use crate::labs::{Claim, LabContext, LabError, Outcome, beside, number};
 use crate::train::diagnosis::Fault;
 
 const GRID: &str = include_str!("../../recipes/gan-grid25.toml");
@@ -120,14 +120,8 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     let claims = rows
         .iter()
         .flat_map(|(row, tried)| claims(row, tried, (plain, total)));
-    let names: Vec<&str> = rows.iter().map(|(row, _)| row.variant.name).collect();
-    let columns: Vec<String> = (0..seeds)
-        .map(|seed| format!("seed {}", lab.seed + seed))
-        .collect();
-    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
     let panel = |title: &str, of: fn(&Tried) -> Vec<f64>| {
-        let values: Vec<Vec<f64>> = rows.iter().map(|(_, tried)| of(tried)).collect();
-        heat(title, (&names, &columns), &values)
+        by_seed(lab, title, rows.iter().map(|(_, tried)| tried), of)
     };
     Ok(Outcome {
         claims: claims.collect(),
@@ -179,15 +173,10 @@ fn notes(rows: &[(&Row, Tried)]) -> Vec<String> {
         "| game | modes, by seed | high quality | collapse named | seconds a run |\n|---|---|---|---|---|",
     );
     for (_, tried) in rows {
-        let modes: Vec<String> = tried
-            .modes()
-            .iter()
-            .map(|modes| format!("{modes:.0}"))
-            .collect();
         table += &format!(
             "\n| {} | {} | {} | {} | {:.0} |",
             tried.variant.name,
-            modes.join(" "),
+            tried.listed_modes(),
             number(mean(&tried.high_quality())),
             number(named(tried)),
             mean(&tried.seconds()),

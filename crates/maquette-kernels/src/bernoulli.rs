@@ -15,7 +15,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, map, sums, vectorized};
+use crate::elementwise::{map, rows_of_exponentials, sums, vectorized};
 use crate::simd::Isa;
 use crate::vector::Vector;
 
@@ -92,16 +92,11 @@ fn forward(logits: FlexTensor, targets: &FlexTensor) -> FlexTensor {
     let losses: Vec<f32> = logits
         .storage::<f32>()
         .par_chunks_exact(variables)
-        .with_min_len(rows_of_task(variables))
+        .with_min_len(rows_of_exponentials(variables))
         .zip(targets.storage::<f32>().par_chunks_exact(variables))
         .map(|(logits, targets)| row_loss(isa, logits, targets))
         .collect();
     flex_tensor(losses, &[rows, 1])
-}
-
-/// Rows worth a task of their own: an exponential costs a few times what a plain pass does.
-fn rows_of_task(variables: usize) -> usize {
-    (GRAIN / 4).div_ceil(variables)
 }
 
 #[derive(Debug)]
@@ -125,7 +120,7 @@ impl Backward<Flex, 1> for LossBackward {
         let [rows, variables] = [shape[0], shape[1]];
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_exact_mut(variables)
-                .with_min_len(rows_of_task(variables))
+                .with_min_len(rows_of_exponentials(variables))
                 .zip(logits.storage::<f32>().par_chunks_exact(variables))
                 .zip(targets.storage::<f32>().par_chunks_exact(variables))
                 .zip(grad.storage::<f32>())

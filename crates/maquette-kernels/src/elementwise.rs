@@ -8,6 +8,12 @@ use crate::vector::{Machine, Vector};
 /// Numbers of one parallel task of an element-wise pass: 64 KiB, a few microseconds of work.
 pub(crate) const GRAIN: usize = 1 << 14;
 
+/// Rows worth a task of their own where each number takes an exponential, which costs a few times what a
+/// plain pass does.
+pub(crate) fn rows_of_exponentials(width: usize) -> usize {
+    (GRAIN / 4).div_ceil(width)
+}
+
 /// Defines a function that takes the instruction set first and is compiled for each of them.
 ///
 /// With `<L>` and the name of a [`Machine`] before the arguments it is written over vectors; without, it

@@ -16,7 +16,7 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{GRAIN, map, sums, vectorized};
+use crate::elementwise::{map, rows_of_exponentials, sums, vectorized};
 use crate::simd::Isa;
 
 /// `mean + exp(log_variance / 2) * noise`: a draw that gradients pass through.
@@ -90,7 +90,7 @@ impl FusedGaussian for Flex {
         let (isa, noise, variables): (_, &[f32], _) = (Isa::detect(), noise.storage(), shape[1]);
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_exact_mut(variables)
-                .with_min_len(rows_of_task(variables))
+                .with_min_len(rows_of_exponentials(variables))
                 .zip(noise.par_chunks_exact(variables))
                 .zip(normal.storage::<f32>().par_chunks_exact(2 * variables))
                 .for_each(|((out, noise), row)| draw(isa, row.split_at(variables), noise, out));
@@ -104,16 +104,11 @@ impl FusedGaussian for Flex {
         let (isa, normal) = (Isa::detect(), contiguous(normal));
         let each = normal.storage::<f32>().par_chunks_exact(both);
         let divergences: Vec<f32> = each
-            .with_min_len(rows_of_task(both))
+            .with_min_len(rows_of_exponentials(both))
             .map(|row| divergence(isa, row.split_at(both / 2)))
             .collect();
         flex_tensor(divergences, &[rows, 1])
     }
-}
-
-/// Rows worth a task of their own: an exponential costs a few times what a plain pass does.
-fn rows_of_task(variables: usize) -> usize {
-    (GRAIN / 4).div_ceil(variables)
 }
 
 impl<C: CheckpointStrategy> FusedGaussian for Autodiff<Flex, C> {
@@ -182,7 +177,7 @@ impl Backward<Flex, 1> for SampleBackward {
         let chunks = |tensor| FlexTensor::storage::<f32>(tensor).par_chunks_exact(variables);
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_exact_mut(2 * variables)
-                .with_min_len(rows_of_task(variables))
+                .with_min_len(rows_of_exponentials(variables))
                 .zip(normal.storage::<f32>().par_chunks_exact(2 * variables))
                 .zip(chunks(&noise).zip(chunks(&grad)))
                 .for_each(row);
@@ -213,7 +208,7 @@ impl Backward<Flex, 1> for DivergenceBackward {
         let both = shape[1];
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_exact_mut(both)
-                .with_min_len(rows_of_task(both))
+                .with_min_len(rows_of_exponentials(both))
                 .zip(normal.storage::<f32>().par_chunks_exact(both))
                 .zip(grad.storage::<f32>())
                 .for_each(|((out, row), grad)| {

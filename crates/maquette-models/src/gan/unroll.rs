@@ -66,6 +66,8 @@ impl UnrollConfig {
             .expect("validate() admits plain linear layers alone");
         // Real and made examples in one batch: half as many products, twice as large.
         let examples = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        let [real, fake] = [0, 1].map(|i| examples[i].dims()[0]);
+        assert_eq!(real, fake, "unrolling: as many made examples as real ones");
         let examples = Tensor::cat(examples.into(), 0);
         let (layers, weights) = layers.into_iter().unzip();
         let mut ahead = Ahead { layers, weights };

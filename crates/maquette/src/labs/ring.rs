@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use super::training::recipe;
-use super::{Doing, LabContext, LabError};
+use super::{Doing, LabContext, LabError, heat};
 use crate::train::Phase;
 use crate::train::diagnosis::Finding;
 use crate::train::run::{Record, findings, records};
@@ -95,6 +95,15 @@ impl Tried {
         self.runs.iter().map(|run| run.modes).collect()
     }
 
+    /// The same as one text.
+    pub(crate) fn listed_modes(&self) -> String {
+        let modes = self.modes().into_iter();
+        modes
+            .map(|modes| format!("{modes:.0}"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    }
+
     /// Modes, on average over the seeds.
     pub(crate) fn mean_modes(&self) -> f64 {
         mean(&self.modes())
@@ -104,6 +113,23 @@ impl Tried {
     pub(crate) fn seconds(&self) -> Vec<f64> {
         self.runs.iter().map(|run| run.seconds).collect()
     }
+}
+
+/// A panel of shades of what `of` gives: a row for each variant, a column for each seed.
+pub(crate) fn by_seed<'a>(
+    lab: &LabContext<'_>,
+    title: &str,
+    rows: impl Iterator<Item = &'a Tried>,
+    of: impl Fn(&Tried) -> Vec<f64>,
+) -> String {
+    let (names, values): (Vec<&str>, Vec<_>) =
+        rows.map(|tried| (tried.variant.name, of(tried))).unzip();
+    let columns: Vec<String> = (lab.seed..)
+        .take(values.first().map_or(0, Vec::len))
+        .map(|seed| format!("seed {seed}"))
+        .collect();
+    let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+    heat(title, (&names, &columns), &values)
 }
 
 pub(crate) fn mean(values: &[f64]) -> f64 {

@@ -84,21 +84,20 @@ impl Ceilings {
 
     /// What the work of a case comes to, the most of it per second, and its unit.
     fn of(&self, case: &Case) -> Option<(f64, f64, &'static str)> {
-        let work = match case.work {
-            Work::Both(flops, floats)
-                if flops as f64 / self.flops > (floats * size_of::<f32>()) as f64 / self.copy =>
-            {
-                Work::Flops(flops)
-            }
-            Work::Both(_, floats) => Work::Floats(floats),
-            one => one,
+        let bytes = |floats: usize| (floats * size_of::<f32>()) as f64;
+        let peak = match case.precision {
+            Precision::F32 => self.flops,
+            Precision::Bf16 => self.bf16?,
         };
-        Some(match (work, case.precision) {
-            (Work::Flops(n), Precision::F32) => (n as f64, self.flops, "GFLOP"),
-            (Work::Flops(n), Precision::Bf16) => (n as f64, self.bf16?, "GFLOP"),
-            (Work::Floats(n) | Work::Both(_, n), _) => {
-                ((n * size_of::<f32>()) as f64, self.copy, "GB")
+        let computing = |flops: usize| (flops as f64, peak, "GFLOP");
+        let moving = |floats: usize| (bytes(floats), self.copy, "GB");
+        Some(match case.work {
+            Work::Flops(flops) => computing(flops),
+            Work::Floats(floats) => moving(floats),
+            Work::Both(flops, floats) if flops as f64 / peak > bytes(floats) / self.copy => {
+                computing(flops)
             }
+            Work::Both(_, floats) => moving(floats),
         })
     }
 }
