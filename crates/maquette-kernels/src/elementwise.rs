@@ -87,12 +87,21 @@ impl<L: Lanes, const S: usize> Sums<L, S> {
         Self([[machine.splat(0.0); S]; STREAMS])
     }
 
+    /// Of which the lanes are still to be added up.
+    #[inline(always)]
+    fn partial(self) -> [Vector<L>; S] {
+        let [mut a, b, c, d] = self.0;
+        for (i, a) in a.iter_mut().enumerate() {
+            *a = (*a + b[i]) + (c[i] + d[i]);
+        }
+        a
+    }
+
     #[inline(always)]
     pub(crate) fn totals(self) -> [f32; S] {
-        let [a, b, c, d] = self.0;
         let mut totals = [0.0; S];
-        for (i, total) in totals.iter_mut().enumerate() {
-            *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
+        for (total, partial) in totals.iter_mut().zip(self.partial()) {
+            *total = partial.total();
         }
         totals
     }
@@ -229,6 +238,20 @@ pub(crate) fn sums<L: Lanes, const I: usize, const S: usize>(
     unsafe { walk(machine, len, (addresses(inputs, len), []), |x| ([], f(x))) }
 }
 
+/// As [`sums`], of which the lanes are still to be added up.
+#[inline(always)]
+pub(crate) fn partial_sums<L: Lanes, const I: usize, const S: usize>(
+    machine: Machine<L>,
+    inputs: [&[f32]; I],
+    f: impl Fn([Vector<L>; I]) -> [Vector<L>; S],
+) -> [Vector<L>; S] {
+    let mut sums = Sums::new(machine);
+    let places = (addresses(inputs, inputs[0].len()), []);
+    // SAFETY: slices of one length.
+    unsafe { walk_on(machine, inputs[0].len(), places, &mut sums, |x| ([], f(x))) };
+    sums.partial()
+}
+
 /// The largest number; minus infinity of none. NaNs are passed over.
 #[inline(always)]
 pub(crate) fn max<L: Lanes>(machine: Machine<L>, values: &[f32]) -> f32 {
@@ -237,19 +260,20 @@ pub(crate) fn max<L: Lanes>(machine: Machine<L>, values: &[f32]) -> f32 {
         let larger = |top, x: &f32| if *x > top { *x } else { top };
         return values.iter().fold(f32::NEG_INFINITY, larger);
     };
+    // SAFETY: a vector from `last` on or before is inside.
+    let x = |at: usize| unsafe { machine.load(values.as_ptr().add(at.min(last))) };
     let mut tops = [machine.splat(f32::NEG_INFINITY); STREAMS];
     let mut at = 0;
-    while at < len {
-        for top in &mut tops {
-            if at >= len {
-                break;
-            }
-            // The last vector ends where the numbers do: some may be seen twice.
-            // SAFETY: a vector from `last` on or before is inside.
-            let x = unsafe { machine.load(values.as_ptr().add(at.min(last))) };
-            *top = x.max(*top);
-            at += L::N;
+    while len - at >= STREAMS * L::N {
+        for (i, top) in tops.iter_mut().enumerate() {
+            *top = x(at + i * L::N).max(*top);
         }
+        at += STREAMS * L::N;
+    }
+    // The last vector ends where the numbers do: some may be seen twice.
+    while at < len {
+        tops[0] = x(at).max(tops[0]);
+        at += L::N;
     }
     let [a, b, c, d] = tops;
     a.max(b).max(c.max(d)).largest()

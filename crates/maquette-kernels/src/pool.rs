@@ -389,7 +389,12 @@ impl Quads<'_> {
         let mut quad = [[machine.splat(0.0); 2]; 2];
         for (below, pixels) in quad.iter_mut().enumerate() {
             let at = (2 * row + below) * self.width + 2 * col;
-            *pixels = machine.of(self.x, at).unzip(machine.of(self.x, at + L::N));
+            // Of a short row nothing is in the second vector.
+            let next = match 2 * col + L::N < self.width {
+                true => machine.of(self.x, at + L::N),
+                false => machine.splat(0.0),
+            };
+            *pixels = machine.of(self.x, at).unzip(next);
         }
         quad
     }

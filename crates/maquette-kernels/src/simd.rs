@@ -72,12 +72,18 @@ impl Isa {
 /// machine that has it. `load` and `store` touch `N` floats from the pointer on, unaligned.
 pub(crate) trait Lanes {
     type V: Copy;
+    /// Some lanes of a vector.
+    type Mask: Copy;
     const N: usize;
     unsafe fn splat(value: f32) -> Self::V;
     unsafe fn load(from: *const f32) -> Self::V;
     unsafe fn store(to: *mut f32, value: Self::V);
     /// `count` floats, fewer than `N`, and zeros after them.
     unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
+    /// The lanes from `first` to `end`, at most `N`.
+    unsafe fn between(first: usize, end: usize) -> Self::Mask;
+    /// Of the vector at `from` the lanes of the mask, which alone are read, and zeros.
+    unsafe fn load_lanes(from: *const f32, lanes: Self::Mask) -> Self::V;
     /// The first `count` numbers, fewer than `N`.
     unsafe fn store_first(to: *mut f32, value: Self::V, count: usize);
     /// With zeros from place `count` on, which is below `N`.
@@ -125,6 +131,7 @@ mod x86 {
     // the unaligned forms ask for nothing more.
     impl Lanes for Avx512 {
         type V = __m512;
+        type Mask = __mmask16;
         const N: usize = 16;
         #[inline(always)]
         unsafe fn splat(value: f32) -> __m512 {
@@ -141,6 +148,15 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
             unsafe { _mm512_maskz_loadu_ps((1 << count) - 1, from) }
+        }
+        #[inline(always)]
+        unsafe fn between(first: usize, end: usize) -> __mmask16 {
+            let below = |lane: usize| (1u32 << lane) - 1;
+            (below(end) & !below(first)) as __mmask16
+        }
+        #[inline(always)]
+        unsafe fn load_lanes(from: *const f32, lanes: __mmask16) -> __m512 {
+            unsafe { _mm512_maskz_loadu_ps(lanes, from) }
         }
         #[inline(always)]
         unsafe fn store_first(to: *mut f32, value: __m512, count: usize) {
@@ -251,6 +267,7 @@ mod x86 {
     // SAFETY (of each body): as above.
     impl Lanes for Avx2 {
         type V = __m256;
+        type Mask = __m256i;
         const N: usize = 8;
         #[inline(always)]
         unsafe fn splat(value: f32) -> __m256 {
@@ -267,6 +284,14 @@ mod x86 {
         #[inline(always)]
         unsafe fn load_first(from: *const f32, count: usize) -> __m256 {
             unsafe { _mm256_maskload_ps(from, first_mask(count)) }
+        }
+        #[inline(always)]
+        unsafe fn between(first: usize, end: usize) -> __m256i {
+            unsafe { _mm256_andnot_si256(first_mask(first), first_mask(end)) }
+        }
+        #[inline(always)]
+        unsafe fn load_lanes(from: *const f32, lanes: __m256i) -> __m256 {
+            unsafe { _mm256_maskload_ps(from, lanes) }
         }
         #[inline(always)]
         unsafe fn store_first(to: *mut f32, value: __m256, count: usize) {
@@ -367,6 +392,7 @@ pub(crate) struct Portable;
 // caller vouches for; no special instruction is used.
 impl Lanes for Portable {
     type V = [f32; 4];
+    type Mask = [bool; 4];
     const N: usize = 4;
     #[inline(always)]
     unsafe fn splat(value: f32) -> [f32; 4] {
@@ -385,6 +411,18 @@ impl Lanes for Portable {
         let mut a = [0.0; 4];
         unsafe { from.copy_to_nonoverlapping(a.as_mut_ptr(), count) };
         a
+    }
+    #[inline(always)]
+    unsafe fn between(first: usize, end: usize) -> [bool; 4] {
+        std::array::from_fn(|lane| (first..end).contains(&lane))
+    }
+    #[inline(always)]
+    unsafe fn load_lanes(from: *const f32, lanes: [bool; 4]) -> [f32; 4] {
+        std::array::from_fn(|lane| match lanes[lane] {
+            // SAFETY: the caller's.
+            true => unsafe { *from.wrapping_add(lane) },
+            false => 0.0,
+        })
     }
     #[inline(always)]
     unsafe fn store_first(to: *mut f32, value: [f32; 4], count: usize) {

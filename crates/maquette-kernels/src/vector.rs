@@ -63,10 +63,51 @@ impl<L: Lanes> Machine<L> {
         // SAFETY: as many floats as the slice has.
         unsafe { self.load_some(from.as_ptr(), from.len()) }
     }
+
+    /// What a vector at `start` sees of rows of `len` floats, which may be before the first.
+    #[inline(always)]
+    pub(crate) fn window(self, len: usize, start: isize) -> Window<L> {
+        let first = (-start).clamp(0, L::N as isize);
+        let end = (len as isize - start).clamp(first, L::N as isize);
+        // SAFETY: `self` is the proof.
+        let lanes = unsafe { L::between(first as usize, end as usize) };
+        Window { len, start, lanes }
+    }
+}
+
+/// A place in rows of one length, or beyond their ends.
+pub(crate) struct Window<L: Lanes> {
+    len: usize,
+    start: isize,
+    lanes: L::Mask,
+}
+
+impl<L: Lanes> Clone for Window<L> {
+    #[inline(always)]
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<L: Lanes> Copy for Window<L> {}
+
+impl<L: Lanes> Window<L> {
+    /// What it sees of a row, and zeros beyond its ends.
+    ///
+    /// # Panics
+    /// If the row is of another length.
+    #[inline(always)]
+    pub(crate) fn of(self, row: &[f32]) -> Vector<L> {
+        assert_eq!(row.len(), self.len, "a row of the length the window is for");
+        let from = row.as_ptr().wrapping_offset(self.start);
+        // SAFETY: that there is a window proves that the machine has the instructions, and only lanes
+        // that stand for floats of the row are read.
+        Vector(unsafe { L::load_lanes(from, self.lanes) })
+    }
 }
 
 /// Lanes of the widest vector.
-const MOST: usize = 16;
+pub(crate) const MOST: usize = 16;
 
 /// A vector of floats. That there is one proves that the machine has its instructions.
 pub(crate) struct Vector<L: Lanes>(pub(crate) L::V);
@@ -143,7 +184,7 @@ impl<L: Lanes> Vector<L> {
     }
 
     #[inline(always)]
-    fn lanes(self) -> [f32; MOST] {
+    pub(crate) fn lanes(self) -> [f32; MOST] {
         let mut lanes = [0.0; MOST];
         // SAFETY: the array has room for a vector of any width.
         unsafe { L::store(lanes.as_mut_ptr(), self.0) };
@@ -204,6 +245,21 @@ impl<L: Lanes> Vector<L> {
         // SAFETY: as above.
         let [low, high] = unsafe { L::zip(self.0, other.0) };
         [Self(low), Self(high)]
+    }
+
+    /// A vector of which lane `i` is `f` over all lanes of vector `i`, of the first as many as there are
+    /// lanes.
+    #[inline(always)]
+    pub(crate) fn across(mut vectors: [Self; MOST], f: impl Fn(Self, Self) -> Self) -> Self {
+        let mut len = L::N;
+        while len > 1 {
+            len /= 2;
+            for i in 0..len {
+                let [even, odd] = vectors[2 * i].unzip(vectors[2 * i + 1]);
+                vectors[i] = f(even, odd);
+            }
+        }
+        vectors[0]
     }
 
     /// `1 / self`

@@ -3,11 +3,12 @@
 //! A transposed convolution is the input gradient of a convolution, so three functions serve both.
 //! Each picks its method by the sizes alone: a matrix product where the convolution is one
 //! ([`dense`]), minimal filtering where that saves work ([`winograd`]), sums over taps otherwise
-//! ([`direct`]). The sums over taps know groups; for the others each group is a convolution of its
+//! ([`direct`], and [`depthwise`] for small kernels on single channels). The sums over taps know groups; for the others each group is a convolution of its
 //! own, and the channels of wide groups are gathered first.
 
 mod correlate;
 mod dense;
+mod depthwise;
 mod direct;
 mod geometry;
 mod operator;
@@ -27,13 +28,16 @@ enum Method {
     Pointwise,
     WholeImage,
     Winograd,
+    Depthwise,
     Direct,
 }
 
 impl Method {
     fn of(geometry: &Geometry) -> Self {
         let group = geometry.of_group();
-        if geometry.groups > 1 && geometry.is_narrow() {
+        if depthwise::suits(geometry) {
+            Self::Depthwise
+        } else if geometry.groups > 1 && geometry.is_narrow() {
             Self::Direct
         } else if geometry.kernel == geometry.input
             && geometry.padding == [0, 0]
@@ -58,6 +62,7 @@ fn forward(geometry: &Geometry, x: &[f32], weight: &[f32], bias: Option<&[f32]>)
     let isa = Isa::detect();
     let [_, _, rows, cols] = geometry.output_shape();
     match Method::of(geometry) {
+        Method::Depthwise => depthwise::forward(isa, geometry, x, weight, bias),
         Method::Direct => direct::forward(isa, geometry, x, weight, bias),
         _ if geometry.groups > 1 => by_group(geometry, |group, index| {
             let x = gathered(x, geometry, index);
@@ -80,6 +85,7 @@ fn input_gradient(
 ) -> Vec<f32> {
     let isa = Isa::detect();
     let out = match Method::of(geometry) {
+        Method::Depthwise => depthwise::input_gradient(isa, geometry, weight, grad),
         Method::Direct => direct::input_gradient(isa, geometry, weight, grad),
         _ if geometry.groups > 1 => {
             return by_group(geometry, |group, index| {
@@ -99,6 +105,7 @@ fn input_gradient(
 fn weight_gradient(geometry: &Geometry, x: &[f32], grad: &[f32]) -> Vec<f32> {
     let isa = Isa::detect();
     match Method::of(geometry) {
+        Method::Depthwise => depthwise::weight_gradient(isa, geometry, x, grad),
         Method::Direct => direct::weight_gradient(isa, geometry, x, grad),
         _ if geometry.groups > 1 => {
             let group = geometry.of_group();
@@ -173,23 +180,29 @@ mod tests {
             .collect()
     }
 
-    /// Output, input gradient and weight gradient, of the sums over taps or by minimal filtering.
-    fn all(isa: Isa, geometry: &Geometry, fast: bool) -> [Vec<f32>; 3] {
+    /// Output, input gradient and weight gradient.
+    fn all(isa: Isa, geometry: &Geometry, method: Method) -> [Vec<f32>; 3] {
         let x = numbers(geometry.input_shape());
         let weight = numbers(geometry.weight_shape());
         let grad = numbers(geometry.output_shape());
-        if fast {
-            return [
+        match method {
+            Method::Winograd => [
                 winograd::forward(isa, geometry, &x, &weight, None),
                 winograd::input_gradient(isa, geometry, &weight, &grad, None),
                 winograd::weight_gradient(isa, geometry, &x, &grad),
-            ];
+            ],
+            Method::Depthwise => [
+                depthwise::forward(isa, geometry, &x, &weight, None),
+                depthwise::input_gradient(isa, geometry, &weight, &grad),
+                depthwise::weight_gradient(isa, geometry, &x, &grad),
+            ],
+            Method::Direct => [
+                direct::forward(isa, geometry, &x, &weight, None),
+                direct::input_gradient(isa, geometry, &weight, &grad),
+                direct::weight_gradient(isa, geometry, &x, &grad),
+            ],
+            Method::Pointwise | Method::WholeImage => unreachable!("products on every device"),
         }
-        [
-            direct::forward(isa, geometry, &x, &weight, None),
-            direct::input_gradient(isa, geometry, &weight, &grad),
-            direct::weight_gradient(isa, geometry, &x, &grad),
-        ]
     }
 
     fn assert_close(found: &[Vec<f32>], expected: &[Vec<f32>], what: &str) {
@@ -226,9 +239,9 @@ mod tests {
     }
 
     fn assert_same_in(geometry: &Geometry) {
-        let expected = all(Isa::Portable, geometry, false);
+        let expected = all(Isa::Portable, geometry, Method::Direct);
         for isa in Isa::available() {
-            let found = all(isa, geometry, false);
+            let found = all(isa, geometry, Method::Direct);
             assert_close(&found, &expected, &format!("{isa:?} {geometry:?}"));
         }
     }
@@ -244,6 +257,36 @@ mod tests {
                 };
                 let weight = [groups * per_out, per_in, 3, 2];
                 assert_same(&Geometry::new([9, groups * per_in, 9, 13], weight, options));
+            }
+        }
+    }
+
+    #[test]
+    fn depthwise_loops_give_the_same() {
+        // [batch, channels, height, width, kernel, stride, padding]
+        for [batch, channels, height, width, kernel, stride, padding] in [
+            [2, 3, 16, 16, 3, 1, 1],
+            [2, 3, 16, 16, 3, 2, 1],
+            [1, 2, 1, 1, 3, 1, 1],
+            [1, 2, 1, 2, 3, 2, 2],
+            [3, 5, 7, 33, 3, 1, 0],
+            [3, 5, 9, 35, 3, 2, 0],
+            [2, 4, 6, 70, 3, 2, 2],
+            [2, 2, 13, 18, 5, 1, 2],
+            [2, 2, 12, 37, 5, 2, 4],
+            [2, 2, 11, 5, 5, 2, 1],
+        ] {
+            let options = ConvOptions {
+                groups: channels,
+                ..ConvOptions::new([stride; 2], [padding; 2])
+            };
+            let weight = [channels, 1, kernel, kernel];
+            let geometry = Geometry::new([batch, channels, height, width], weight, options);
+            assert_eq!(Method::of(&geometry), Method::Depthwise);
+            let expected = all(Isa::Portable, &geometry, Method::Direct);
+            for isa in Isa::available() {
+                let found = all(isa, &geometry, Method::Depthwise);
+                assert_close(&found, &expected, &format!("{isa:?} {geometry:?}"));
             }
         }
     }
@@ -267,9 +310,9 @@ mod tests {
                 [c_out, c_in, kernel, kernel],
                 ConvOptions::new([stride; 2], [padding; 2]),
             );
-            let expected = all(Isa::Portable, &geometry, false);
+            let expected = all(Isa::Portable, &geometry, Method::Direct);
             for isa in Isa::available() {
-                let found = all(isa, &geometry, true);
+                let found = all(isa, &geometry, Method::Winograd);
                 assert_close(&found, &expected, &format!("{isa:?} {geometry:?}"));
             }
         }
