@@ -64,6 +64,8 @@ mod output_quality;
 mod overfitting;
 #[path = "../../../../handbook/36-pretrained-models/lab.rs"]
 mod pretrained_models;
+#[path = "../../../../handbook/14-prompts/lab.rs"]
+mod prompts;
 #[path = "../../../../handbook/11-sampling/lab.rs"]
 mod sampling;
 #[path = "../../../../handbook/22-softmax/lab.rs"]
@@ -132,7 +134,7 @@ pub static TOPICS: [Topic; 60] = [
     )
     .lab(supervised_unsupervised::run),
     topic(13, "sensitive-domains", "Risk in sensitive domains"),
-    topic(14, "prompts", "Open and closed prompts"),
+    topic(14, "prompts", "Open and closed prompts").lab(prompts::run),
     topic(15, "normalisation", "Normalisation and regularisation").lab(normalisation::run),
     topic(16, "gan-difficulty", "Why GANs are hard to train").lab(gan_difficulty::run),
     topic(17, "diffusion", "Diffusion models").lab(diffusion::run),
