@@ -284,15 +284,20 @@ struct HeldOut<'a> {
 impl HeldOut<'_> {
     /// Loss in nats per token over windows side by side, perplexity, bits per byte.
     fn measure<M: LanguageModel>(&self, model: &M) -> Result<Metrics, BoxError> {
-        const ROWS: usize = 32;
-        let Reading { data, seq_len, .. } = self.reading;
+        // As many windows at once as a step has, so that measuring takes no memory that training does not.
+        let Reading {
+            data,
+            seq_len,
+            batch,
+            ..
+        } = self.reading;
         let limit = data
             .validation_windows
             .unwrap_or(usize::MAX)
             .saturating_mul(seq_len);
         let (mut nats, mut count) = (0.0, 0usize);
         let mut load = Load::default();
-        for windows in self.tokens.coverage(ROWS, seq_len)? {
+        for windows in self.tokens.coverage(batch, seq_len)? {
             if count >= limit {
                 break;
             }

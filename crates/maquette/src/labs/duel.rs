@@ -5,18 +5,17 @@ use std::sync::atomic::AtomicBool;
 
 use burn::tensor::{Device, Tensor};
 
-use super::training::noise;
+use super::training::{noise, scratch};
 use super::{Doing, LabError};
 use crate::models::gan::{
     AdversarialLoss, Critic, Gan, GanConfig, Generator, ObjectiveConfig, PenaltyConfig, Turn,
 };
 use crate::rng::{Stream, rng};
 use crate::train::adversarial::Seen;
-use crate::train::run::Place;
 use crate::train::spec::OptimizerKind;
 use crate::train::{
-    Batch, BoxError, Contest, Control, LoopSpec, Loss, Match, OptimizerSpec, PlayerSpec, Run,
-    RunSpec, TrainError, adversarial,
+    Batch, BoxError, Contest, Control, LoopSpec, Loss, Match, OptimizerSpec, PlayerSpec,
+    TrainError, adversarial,
 };
 
 /// The sections of a recipe for two players.
@@ -118,17 +117,7 @@ impl Duel {
                 self.turn(&seen, |turn| objective.generator(seen.critic, turn))
             },
         );
-        let folder = tempfile::tempdir().map_err(|source| TrainError::Io {
-            action: "make a folder in",
-            path: std::env::temp_dir(),
-            source,
-        })?;
-        let mut run = Run::open(&RunSpec {
-            place: Place::Out(folder.path().join("run")),
-            recipe: "",
-            data_sha256: "",
-            device: "",
-        })?;
+        let (_folder, mut run) = scratch()?;
         let plan = Match {
             generator: &self.generator,
             critic: &self.critic,

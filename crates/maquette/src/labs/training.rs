@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use burn::module::Module;
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use tempfile::TempDir;
 
 use super::{Doing, LabContext, LabError};
 use crate::data::glyphs::{GlyphConfig, glyphs};
@@ -90,17 +91,7 @@ impl Training {
         device: &Device,
         control: &mut Control<'_>,
     ) -> Result<M, TrainError> {
-        let folder = tempfile::tempdir().map_err(|source| TrainError::Io {
-            action: "make a folder in",
-            path: std::env::temp_dir(),
-            source,
-        })?;
-        let mut run = Run::open(&RunSpec {
-            place: Place::Out(folder.path().join("run")),
-            recipe: "",
-            data_sha256: "",
-            device: "",
-        })?;
+        let (_folder, mut run) = scratch()?;
         let plan = Plan {
             optimizer: &self.optimizer,
             schedule: &self.schedule,
@@ -110,6 +101,22 @@ impl Training {
         };
         fit(model, task, &plan, &mut run, control).map(|fitted| fitted.model)
     }
+}
+
+/// A run of no recipe, in a folder that goes when it is dropped.
+pub(crate) fn scratch() -> Result<(TempDir, Run), TrainError> {
+    let folder = tempfile::tempdir().map_err(|source| TrainError::Io {
+        action: "make a folder in",
+        path: std::env::temp_dir(),
+        source,
+    })?;
+    let run = Run::open(&RunSpec {
+        place: Place::Out(folder.path().join("run")),
+        recipe: "",
+        data_sha256: "",
+        device: "",
+    })?;
+    Ok((folder, run))
 }
 
 /// A trained model, without gradients, and how it came about.

@@ -1,7 +1,7 @@
 //! `maquette bench kernels`: each kernel alone, against what the machine could do at most.
 //!
 //! A kernel that computes is held against the rate of multiply-adds in registers, in its precision; one
-//! that moves memory against the rate of a copy. All are measured in the same run. Arrays that the last
+//! that moves memory against the rate of a copy, measured just before and just after it. Arrays that the last
 //! cache holds, or that change in place, can be faster than a copy of large ones. One file per family.
 
 mod pictures;
@@ -63,8 +63,9 @@ impl Case {
     }
 }
 
-/// What the machine could do at most, per second.
-#[derive(Default)]
+/// What the machine could do at most, per second, at some moment: memory that others use as well can be
+/// twice as fast a minute later.
+#[derive(Clone, Copy)]
 struct Ceilings {
     flops: f64,
     /// Without instructions that multiply bf16 there is none.
@@ -74,12 +75,23 @@ struct Ceilings {
 }
 
 impl Ceilings {
-    /// Raises each to what is seen now.
-    fn measure(&mut self) {
-        self.flops = self.flops.max(roofline::peak_flops());
-        self.bf16 = roofline::peak_bf16_flops().map(|seen| seen.max(self.bf16.unwrap_or(0.0)));
-        self.copy = self.copy.max(roofline::copy_bandwidth());
-        self.update = self.update.max(roofline::update_bandwidth());
+    fn now() -> Self {
+        Self {
+            flops: roofline::peak_flops(),
+            bf16: roofline::peak_bf16_flops(),
+            copy: roofline::copy_bandwidth(),
+            update: roofline::update_bandwidth(),
+        }
+    }
+
+    /// Each of one or the other, as `pick` says.
+    fn with(self, other: Self, pick: fn(f64, f64) -> f64) -> Self {
+        Self {
+            flops: pick(self.flops, other.flops),
+            bf16: self.bf16.zip(other.bf16).map(|(a, b)| pick(a, b)),
+            copy: pick(self.copy, other.copy),
+            update: pick(self.update, other.update),
+        }
     }
 
     /// What the work of a case comes to, the most of it per second, and its unit.
@@ -107,8 +119,8 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
     use clap::ValueEnum;
     let status = Status::new(output.quiet);
     status.say("measuring the machine");
-    let mut ceilings = Ceilings::default();
-    ceilings.measure();
+    let first = Ceilings::now();
+    let (mut before, mut least, mut most) = (first, first, first);
     let families = match args.families.as_slice() {
         [] => Family::value_variants(),
         named => named,
@@ -120,43 +132,49 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
             Family::Pictures => pictures::cases(),
             Family::Training => training::cases(),
         };
-        for mut case in cases.into_iter().filter(|case| ceilings.of(case).is_some()) {
+        for mut case in cases.into_iter().filter(|case| first.of(case).is_some()) {
             status.say(&case.name);
-            timed.push((time(&mut case, args.rounds), case));
+            let times = time(&mut case, args.rounds);
+            let after = Ceilings::now();
+            // The faster, so that a neighbour's load during one of them lowers no ceiling.
+            timed.push((times, case, before.with(after, f64::max)));
+            (least, most) = (least.with(after, f64::min), most.with(after, f64::max));
+            before = after;
         }
-        // Again, so that a neighbour's load during the first measure lowers no ceiling.
-        ceilings.measure();
     }
     status.clear();
+    let range =
+        |of: fn(&Ceilings) -> f64| format!("{:.0}-{:.0}", of(&least) / 1e9, of(&most) / 1e9);
     output.line(format_args!(
-        "peak {:.0} GFLOP/s in f32, copy {:.1} GB/s, update in place {:.1} GB/s",
-        ceilings.flops / 1e9,
-        ceilings.copy / 1e9,
-        ceilings.update / 1e9
+        "peak {} GFLOP/s in f32, copy {} GB/s, update in place {} GB/s",
+        range(|seen| seen.flops),
+        range(|seen| seen.copy),
+        range(|seen| seen.update)
     ));
-    match ceilings.bf16 {
+    match most.bf16 {
         Some(peak) => output.line(format_args!("peak {:.0} GFLOP/s in bf16", peak / 1e9)),
         None => output.line(format_args!(
             "bf16 is left out: this processor has no instruction that multiplies it (AVX512-BF16)"
         )),
     }
     output.line(format_args!(
-        "{:58} {:>9} {:>9} {:>13} {:>7} {:>6}",
-        "kernel", "ms", "burn ms", "work", "/s", "share"
+        "{:58} {:>9} {:>9} {:>13} {:>7} {:>6} {:>6}",
+        "kernel", "ms", "burn ms", "work", "/s", "most", "share"
     ));
     let mut results = Vec::new();
-    for ([ours, plain], case) in timed {
+    for ([ours, plain], case, ceilings) in timed {
         let Some((amount, ceiling, unit)) = ceilings.of(&case) else {
             continue;
         };
         let (rate, share) = (amount / ours / 1e9, amount / ours / ceiling);
         output.line(format_args!(
-            "{:58} {:>9.3} {:>9.3} {:>7.3} {unit:5} {:>7.1} {:>5.0}%",
+            "{:58} {:>9.3} {:>9.3} {:>7.3} {unit:5} {:>7.1} {:>6.1} {:>5.0}%",
             case.name,
             ours * 1e3,
             plain * 1e3,
             amount / 1e9,
             rate,
+            ceiling / 1e9,
             100.0 * share
         ));
         let precision = match case.precision {
@@ -166,14 +184,14 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
         results.push(json!({
             "suite": case.name, "precision": precision, "unit": format!("{unit}/s"), "ours": rate,
             "peer": amount / plain / 1e9, "peer_name": "plain Burn", "ratio": plain / ours,
-            "work": amount, "share": share, "peak_mb": Value::Null, "peer_peak_mb": Value::Null,
+            "work": amount, "most": ceiling / 1e9, "share": share, "peak_mb": Value::Null, "peer_peak_mb": Value::Null,
         }));
     }
     output.object(&json!({
-        "results": results, "peak_gflops": ceilings.flops / 1e9,
-        "peak_bf16_gflops": ceilings.bf16.map(|peak| peak / 1e9),
-        "copy_gb_per_second": ceilings.copy / 1e9,
-        "update_gb_per_second": ceilings.update / 1e9,
+        "results": results, "peak_gflops": most.flops / 1e9,
+        "peak_bf16_gflops": most.bf16.map(|peak| peak / 1e9),
+        "copy_gb_per_second": [least.copy / 1e9, most.copy / 1e9],
+        "update_gb_per_second": [least.update / 1e9, most.update / 1e9],
     }));
     Ok(())
 }
