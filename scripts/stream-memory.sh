@@ -8,7 +8,7 @@ maquette=${MAQUETTE_BIN:-target/release/maquette}
 gigabytes=${1:-4}
 seconds=${2:-240}
 work=$(mktemp -d)
-trap 'kill "${pid:-0}" 2>/dev/null || true; rm -rf "$work"' EXIT
+trap '[ -z "${pid:-}" ] || { kill -KILL $pid; wait $pid; } 2>/dev/null || true; rm -rf "$work"' EXIT
 
 echo "writing $gigabytes GB of text"
 awk 'BEGIN { srand(1); for (i = 0; i < 200000; i++) printf "%d %s walks to the %d hills and counts %d stones.\n", i, (rand() < .5) ? "Ada" : "Bo", rand() * 1000, rand() * 1e6 }' > "$work/piece"
@@ -17,7 +17,7 @@ for _ in $(seq $((gigabytes * 1000000000 / size + 1))); do cat "$work/piece"; do
 ls -lh "$work/text.txt" | awk '{ print "text.txt", $5 }'
 
 "$maquette" train stories-streaming --data "$work/text.txt" --set data.source=path --set train.steps=1000000 \
-  --set train.checkpoint_every=200 --set train.validate_every=1000 --out "$work/run" -q &
+  --set train.checkpoint_every=100 --set train.validate_every=100 --out "$work/run" -q &
 pid=$!
 for second in $(seq 5 5 "$seconds"); do
   sleep 5

@@ -87,21 +87,12 @@ impl<L: Lanes, const S: usize> Sums<L, S> {
         Self([[machine.splat(0.0); S]; STREAMS])
     }
 
-    /// Of which the lanes are still to be added up.
-    #[inline(always)]
-    fn partial(self) -> [Vector<L>; S] {
-        let [mut a, b, c, d] = self.0;
-        for (i, a) in a.iter_mut().enumerate() {
-            *a = (*a + b[i]) + (c[i] + d[i]);
-        }
-        a
-    }
-
     #[inline(always)]
     pub(crate) fn totals(self) -> [f32; S] {
+        let [a, b, c, d] = self.0;
         let mut totals = [0.0; S];
-        for (total, partial) in totals.iter_mut().zip(self.partial()) {
-            *total = partial.total();
+        for (i, total) in totals.iter_mut().enumerate() {
+            *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
         }
         totals
     }
@@ -236,20 +227,6 @@ pub(crate) fn sums<L: Lanes, const I: usize, const S: usize>(
     let len = inputs[0].len();
     // SAFETY: slices of one length.
     unsafe { walk(machine, len, (addresses(inputs, len), []), |x| ([], f(x))) }
-}
-
-/// As [`sums`], of which the lanes are still to be added up.
-#[inline(always)]
-pub(crate) fn partial_sums<L: Lanes, const I: usize, const S: usize>(
-    machine: Machine<L>,
-    inputs: [&[f32]; I],
-    f: impl Fn([Vector<L>; I]) -> [Vector<L>; S],
-) -> [Vector<L>; S] {
-    let mut sums = Sums::new(machine);
-    let places = (addresses(inputs, inputs[0].len()), []);
-    // SAFETY: slices of one length.
-    unsafe { walk_on(machine, inputs[0].len(), places, &mut sums, |x| ([], f(x))) };
-    sums.partial()
 }
 
 /// The largest number; minus infinity of none. NaNs are passed over.
