@@ -26,6 +26,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         ("model.n_layers", "3"),
         ("model.d_model", "96"),
         ("model.seq_len", "64"),
+        ("optimizer.lr", "2e-3"),
         ("schedule.warmup", "100"),
         ("train.steps", "1200"),
         ("train.validate_every", "300"),
