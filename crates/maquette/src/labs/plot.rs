@@ -124,9 +124,11 @@ pub fn strips(groups: &[(&str, Vec<Vec<Picture>>)]) -> Result<String, LabError> 
         top += height + 36;
     }
     let (width, height) = PANEL;
+    // More rows than the panel has room for are drawn smaller.
+    let seen = top.max(height as usize);
     Ok(format!(
         "<svg class=\"maquette-plot\" width=\"{width}\" height=\"{height}\" \
-         viewBox=\"0 0 {width} {height}\" xmlns=\"http://www.w3.org/2000/svg\">\n{body}</svg>\n"
+         viewBox=\"0 0 {width} {seen}\" xmlns=\"http://www.w3.org/2000/svg\">\n{body}</svg>\n"
     ))
 }
 
