@@ -1,6 +1,6 @@
 //! The same model before open prompts, closed ones, and prompts whose answers must have a form.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 
 use serde::Deserialize;
@@ -270,8 +270,7 @@ impl Answers {
     /// The mean over prompts of the share of their texts that are different from each other.
     fn different(&self) -> f64 {
         let share = |texts: &Vec<Generated>| {
-            let all: std::collections::HashSet<&str> =
-                texts.iter().map(|t| t.text.trim()).collect();
+            let all: HashSet<&str> = texts.iter().map(|t| t.text.trim()).collect();
             all.len() as f64 / texts.len() as f64
         };
         self.texts.iter().map(share).sum::<f64>() / self.texts.len() as f64

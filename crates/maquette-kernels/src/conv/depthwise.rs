@@ -3,8 +3,8 @@
 //!
 //! Planes are read where they are. A copy among zeros would be read, shifted by a column, before it has
 //! left the processor's store buffer, and a load that straddles two stores waits for both; so the zeros
-//! around a plane are lanes that are not loaded ([`Window`]). A row is read once per shift for
-//! all the outputs of a block that it counts for.
+//! around a plane are lanes that are not loaded ([`Window`]). A row is read once per shift for all the
+//! outputs of a block that it counts for.
 
 use std::mem::MaybeUninit;
 
@@ -158,7 +158,7 @@ pub(super) fn weight_gradient(isa: Isa, geometry: &Geometry, x: &[f32], grad: &[
     out
 }
 
-/// Calls `$self.$run::<L, side, stride>` with the side and the stride known to the compiler.
+/// Calls `$run::<L, side, stride>`, with both known to the compiler.
 macro_rules! sized {
     ($reading:expr, $run:ident, $lanes:ident, ($($arg:expr),*)) => {
         match ($reading.side, $reading.stride) {

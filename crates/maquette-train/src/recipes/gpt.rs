@@ -284,7 +284,7 @@ struct HeldOut<'a> {
 impl HeldOut<'_> {
     /// Loss in nats per token over windows side by side, perplexity, bits per byte.
     fn measure<M: LanguageModel>(&self, model: &M) -> Result<Metrics, BoxError> {
-        // As many windows at once as a step has, so that measuring takes no memory that training does not.
+        // As many windows at once as a step has: whoever chose a batch chose what fits.
         let Reading {
             data,
             seq_len,
