@@ -235,19 +235,29 @@ vectorized! {
     /// where one is too far above is the largest logit looked for.
     fn log_sum_exp<L>(machine, logits: &[f32], classes: &[usize], totals: &mut [f32]) {
         let width = logits.len() / classes.len();
+        let whole = width - columns_apart::<L>(width);
         let blocks = logits.chunks(L::N * width).zip(classes.chunks(L::N));
         for ((logits, classes), totals) in blocks.zip(totals.chunks_mut(L::N)) {
             let rows = || logits.chunks_exact(width).zip(classes).enumerate();
+            let counted = || rows().filter(|(_, (_, class))| **class != IGNORED);
             let (mut partial, mut zeros) = ([machine.splat(0.0); MOST], [0.0; MOST]);
-            for (place, (row, class)) in rows().filter(|(_, (_, class))| **class != IGNORED) {
+            for (place, (row, class)) in counted() {
                 let zero = row[*class];
                 zeros[place] = zero;
-                partial[place] = exponentials(machine, row, zero);
+                partial[place] = exponentials(machine, &row[..whole], zero);
             }
-            let all = Vector::across(partial, |a, b| a + b).lanes();
-            for ((total, zero), sum) in totals.iter_mut().zip(zeros).zip(all) {
-                *total = zero + ln(sum);
+            let mut all = Vector::across(partial, |a, b| a + b);
+            for column in whole..width {
+                let mut x = zeros;
+                counted().for_each(|(place, (row, _))| x[place] = row[column]);
+                all = all + (machine.of(&x, 0) - machine.of(&zeros, 0)).exp();
             }
+            let all = all.lanes();
+            // Of all lanes, whether there are rows for them or not: a loop the compiler makes vectors of.
+            for (zero, sum) in zeros.iter_mut().zip(all) {
+                *zero += ln(sum);
+            }
+            totals.copy_from_slice(&zeros[..totals.len()]);
             for ((place, (row, _)), sum) in rows().zip(all) {
                 if sum.is_nan() || sum >= FAR {
                     let top = max(machine, row);
@@ -257,6 +267,14 @@ vectorized! {
             }
         }
     }
+}
+
+/// The last columns of rows of `width` numbers that are taken for many rows at once, since they fill so
+/// little of a vector that a row's own would cost more than to gather them.
+#[inline(always)]
+fn columns_apart<L: Lanes>(width: usize) -> usize {
+    let rest = width % L::N;
+    if rest <= L::N / 4 { rest } else { 0 }
 }
 
 /// Vectors at a time, so that a sum does not wait for the last addition.
@@ -325,20 +343,26 @@ impl Backward<Flex, 1> for LossBackward {
         let classes = shape[1];
         let smoothing = targets.smoothing;
         let write = |out: &mut [MaybeUninit<f32>]| {
-            out.par_chunks_exact_mut(classes)
-                .with_min_len(task(classes))
-                .zip(logits.storage::<f32>().par_chunks_exact(classes))
-                .zip(&*targets.classes)
-                .zip(&*totals)
-                .for_each(|(((out, row), class), total)| {
-                    if *class == IGNORED {
-                        out.fill(MaybeUninit::new(0.0));
-                        return;
+            let rows = task(classes);
+            out.par_chunks_mut(rows * classes)
+                .zip(logits.storage::<f32>().par_chunks(rows * classes))
+                .zip(
+                    targets
+                        .classes
+                        .par_chunks(rows)
+                        .zip(totals.par_chunks(rows)),
+                )
+                .for_each(|((out, logits), (chosen, totals))| {
+                    probabilities(isa, logits, totals, smoothing / classes as f32, scale, out);
+                    for (out, chosen) in out.chunks_exact_mut(classes).zip(chosen) {
+                        if *chosen == IGNORED {
+                            out.fill(MaybeUninit::new(0.0));
+                            continue;
+                        }
+                        // SAFETY: it has just been written with the rest of the row.
+                        let chosen = unsafe { out[*chosen].assume_init_mut() };
+                        *chosen -= scale * (1.0 - smoothing);
                     }
-                    probabilities(isa, row, *total, smoothing / classes as f32, scale, out);
-                    // SAFETY: it has just been written with the rest of the row.
-                    let chosen = unsafe { out[*class].assume_init_mut() };
-                    *chosen -= scale * (1.0 - smoothing);
                 });
         };
         // SAFETY: every row is written from its start to its end.
@@ -348,26 +372,46 @@ impl Backward<Flex, 1> for LossBackward {
 }
 
 vectorized! {
+    /// Of rows with these sums, `scale` times what is more than `less`.
     fn probabilities<L>(
         machine,
-        row: &[f32],
-        total: f32,
+        logits: &[f32],
+        totals: &[f32],
         less: f32,
         scale: f32,
         out: &mut [MaybeUninit<f32>],
     ) {
-        let mut blocks = out.chunks_exact_mut(BLOCK * L::N);
-        for (out, row) in blocks.by_ref().zip(row.chunks_exact(BLOCK * L::N)) {
-            for at in (0..BLOCK * L::N).step_by(L::N) {
-                let x = machine.of(row, at);
-                (((x - total).exp() - less) * scale).write(&mut out[at..]);
+        let width = logits.len() / totals.len();
+        let whole = width - columns_apart::<L>(width);
+        let blocks = logits.chunks(L::N * width).zip(out.chunks_mut(L::N * width));
+        for ((logits, out), totals) in blocks.zip(totals.chunks(L::N)) {
+            let rows = logits.chunks_exact(width).zip(out.chunks_exact_mut(width));
+            for ((row, out), total) in rows.zip(totals) {
+                let (row, out) = (&row[..whole], &mut out[..whole]);
+                let mut blocks = out.chunks_exact_mut(BLOCK * L::N);
+                for (out, row) in blocks.by_ref().zip(row.chunks_exact(BLOCK * L::N)) {
+                    for at in (0..BLOCK * L::N).step_by(L::N) {
+                        let x = machine.of(row, at);
+                        (((x - *total).exp() - less) * scale).write(&mut out[at..]);
+                    }
+                }
+                let out = blocks.into_remainder();
+                let row = &row[row.len() - out.len()..];
+                for at in (0..out.len()).step_by(L::N) {
+                    let x = machine.of(row, at);
+                    (((x - *total).exp() - less) * scale).write(&mut out[at..]);
+                }
             }
-        }
-        let out = blocks.into_remainder();
-        let row = &row[row.len() - out.len()..];
-        for at in (0..out.len()).step_by(L::N) {
-            let x = machine.of(row, at);
-            (((x - total).exp() - less) * scale).write(&mut out[at..]);
+            for column in whole..width {
+                let mut x = [0.0; MOST];
+                for (x, row) in x.iter_mut().zip(logits.chunks_exact(width)) {
+                    *x = row[column];
+                }
+                let x = ((machine.of(&x, 0) - machine.of(totals, 0)).exp() - less) * scale;
+                for (out, x) in out.chunks_exact_mut(width).zip(x.lanes()) {
+                    out[column].write(x);
+                }
+            }
         }
     }
 }

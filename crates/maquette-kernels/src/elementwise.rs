@@ -87,12 +87,21 @@ impl<L: Lanes, const S: usize> Sums<L, S> {
         Self([[machine.splat(0.0); S]; STREAMS])
     }
 
+    /// The vectors, of which the lanes are still to be added up.
+    #[inline(always)]
+    fn vectors(self) -> [Vector<L>; S] {
+        let [mut a, b, c, d] = self.0;
+        for (i, sum) in a.iter_mut().enumerate() {
+            *sum = (*sum + b[i]) + (c[i] + d[i]);
+        }
+        a
+    }
+
     #[inline(always)]
     pub(crate) fn totals(self) -> [f32; S] {
-        let [a, b, c, d] = self.0;
         let mut totals = [0.0; S];
-        for (i, total) in totals.iter_mut().enumerate() {
-            *total = ((a[i] + b[i]) + (c[i] + d[i])).total();
+        for (total, sum) in totals.iter_mut().zip(self.vectors()) {
+            *total = sum.total();
         }
         totals
     }
@@ -227,6 +236,28 @@ pub(crate) fn sums<L: Lanes, const I: usize, const S: usize>(
     let len = inputs[0].len();
     // SAFETY: slices of one length.
     unsafe { walk(machine, len, (addresses(inputs, len), []), |x| ([], f(x))) }
+}
+
+/// [`sums`] as vectors, of which the lanes are still to be added up: those of many rows at once by
+/// [`Vector::across`].
+///
+/// # Panics
+/// If lengths differ.
+#[inline(always)]
+pub(crate) fn partial_sums<L: Lanes, const I: usize, const S: usize>(
+    machine: Machine<L>,
+    inputs: [&[f32]; I],
+    f: impl Fn([Vector<L>; I]) -> [Vector<L>; S],
+) -> [Vector<L>; S] {
+    let len = inputs[0].len();
+    let mut sums = Sums::new(machine);
+    // SAFETY: slices of one length.
+    unsafe {
+        walk_on(machine, len, (addresses(inputs, len), []), &mut sums, |x| {
+            ([], f(x))
+        })
+    };
+    sums.vectors()
 }
 
 /// The largest number; minus infinity of none. NaNs are passed over.

@@ -107,6 +107,24 @@ impl Matrix {
         Self { data, size, ..self }
     }
 
+    /// Puts `values` in place of a row.
+    ///
+    /// # Safety
+    /// It was made for writing, its memory is alive, and nobody else uses the row meanwhile.
+    ///
+    /// # Panics
+    /// If there is no such row, it is of another length, or its elements are not neighbours.
+    pub(crate) unsafe fn write_row(self, row: usize, values: &[f32]) {
+        let row = self.part([row, 0], [1, self.size[1]]);
+        assert!(
+            row.strides[1] == 1 && row.size[1] == values.len(),
+            "a row of {} numbers",
+            row.size[1]
+        );
+        // SAFETY: a row of this length is inside, as just checked; the rest is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(row.data, values.len()) }.copy_from_slice(values);
+    }
+
     /// Rows and columns exchanged.
     pub(crate) fn transposed(self) -> Self {
         let ([rows, cols], [row, col]) = (self.size, self.strides);

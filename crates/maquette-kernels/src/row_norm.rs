@@ -16,8 +16,9 @@ use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
 use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32, written};
-use crate::elementwise::{map, sums, vectorized, walk};
+use crate::elementwise::{map, partial_sums, vectorized};
 use crate::simd::Isa;
+use crate::vector::{MOST, Vector};
 
 /// Rows of one task. Fixed, so that the order in which the gains' gradients are added does not
 /// depend on the number of threads.
@@ -220,21 +221,33 @@ vectorized! {
     ) {
         let [gamma, beta] = line;
         let d = gamma.len();
-        let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
-        for ((out, x), moments) in rows {
-            let mean = match norm.kind {
-                Kind::Layer => sums(machine, [x], |[x]| [x])[0] / d as f32,
-                Kind::Rms => 0.0,
-            };
-            let [squares] = sums(machine, [x], |[x]| {
-                let centred = x - mean;
-                [centred * centred]
-            });
-            let scale = 1.0 / (squares / d as f32 + norm.epsilon).sqrt();
-            *moments = Moments { mean, scale };
-            map(machine, [x, gamma, beta], out, |[x, gamma, beta]| {
-                ((x - mean) * scale).mul_add(gamma, beta)
-            });
+        let blocks = out.chunks_mut(L::N * d).zip(x.chunks(L::N * d));
+        for ((out, x), moments) in blocks.zip(moments.chunks_mut(L::N)) {
+            // Rows are summed up together, since a row alone waits for its lanes to be added.
+            let (zero, d_inverse) = (machine.splat(0.0), 1.0 / d as f32);
+            let (mut means, mut squares) = ([0.0; MOST], [zero; MOST]);
+            if norm.kind == Kind::Layer {
+                let mut sums = [zero; MOST];
+                for (sum, x) in sums.iter_mut().zip(x.chunks_exact(d)) {
+                    [*sum] = partial_sums(machine, [x], |[x]| [x]);
+                }
+                means = (Vector::across(sums, |a, b| a + b) * d_inverse).lanes();
+            }
+            for ((sum, x), mean) in squares.iter_mut().zip(x.chunks_exact(d)).zip(means) {
+                [*sum] = partial_sums(machine, [x], |[x]| {
+                    let centred = x - mean;
+                    [centred * centred]
+                });
+            }
+            let variances = (Vector::across(squares, |a, b| a + b) * d_inverse).lanes();
+            let rows = out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
+            for (((out, x), moments), (mean, variance)) in rows.zip(means.into_iter().zip(variances)) {
+                let scale = 1.0 / (variance + norm.epsilon).sqrt();
+                *moments = Moments { mean, scale };
+                map(machine, [x, gamma, beta], out, |[x, gamma, beta]| {
+                    ((x - mean) * scale).mul_add(gamma, beta)
+                });
+            }
         }
     }
 }
@@ -337,27 +350,40 @@ vectorized! {
         let [x, gamma] = inputs;
         let d = gamma.len();
         let (dgamma, dbeta) = totals.split_at_mut(d);
-        for ((grad, x), moments) in grad.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments) {
-            let Moments { mean, scale } = *moments;
-            let [plain, weighted] = sums(machine, [grad, gamma, x], |[grad, gamma, x]| {
-                let g = grad * gamma;
-                [g, g * (x - mean)]
-            });
-            let plain = match norm.kind {
-                Kind::Layer => plain / d as f32,
-                Kind::Rms => 0.0,
-            };
-            let weighted = weighted * scale / d as f32;
-            let [grad, dgamma, dbeta] = [&mut *grad, &mut *dgamma, &mut *dbeta].map(<[f32]>::as_mut_ptr);
-            let from = [grad, x.as_ptr(), gamma.as_ptr(), dgamma, dbeta];
-            // SAFETY: five slices as long as `gamma`: `chunks_exact` and `split_at_mut` see to it, and
-            // `totals` is twice as long.
-            unsafe {
-                walk(machine, d, (from, [grad, dgamma, dbeta]), |[grad, x, gamma, dgamma, dbeta]| {
-                    let h = (x - mean) * scale;
-                    let dx = h.neg_mul_add(h.splat(weighted), grad.mul_add(gamma, h.splat(-plain)));
-                    ([dx * scale, grad.mul_add(h, dgamma), dbeta + grad], [])
+        // Both sums of a row, of as many rows as one reduction across vectors takes.
+        let block = L::N / 2;
+        let blocks = grad.chunks_mut(block * d).zip(x.chunks(block * d));
+        for ((grad, x), moments) in blocks.zip(moments.chunks(block)) {
+            let mut sums = [machine.splat(0.0); MOST];
+            let (plain, weighted) = sums.split_at_mut(block);
+            let rows = grad.chunks_exact(d).zip(x.chunks_exact(d)).zip(moments);
+            for (((grad, x), Moments { mean, .. }), (plain, weighted)) in
+                rows.zip(plain.iter_mut().zip(weighted))
+            {
+                [*plain, *weighted] = partial_sums(machine, [grad, gamma, x], |[grad, gamma, x]| {
+                    let g = grad * gamma;
+                    [g, g * (x - *mean)]
                 });
+            }
+            let means = (Vector::across(sums, |a, b| a + b) * (1.0 / d as f32)).lanes();
+            let (plain, weighted) = means.split_at(block);
+            for at in (0..d).step_by(L::N) {
+                let gamma = machine.of(gamma, at);
+                let (mut gain, mut offset) = (machine.of(dgamma, at), machine.of(dbeta, at));
+                let rows = grad.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(moments);
+                for (((grad, x), moments), (plain, weighted)) in rows.zip(plain.iter().zip(weighted)) {
+                    let Moments { mean, scale } = *moments;
+                    let plain = match norm.kind {
+                        Kind::Layer => *plain,
+                        Kind::Rms => 0.0,
+                    };
+                    let (dy, h) = (machine.of(grad, at), (machine.of(x, at) - mean) * scale);
+                    (gain, offset) = (dy.mul_add(h, gain), offset + dy);
+                    let g = dy.mul_add(gamma, h.splat(-plain));
+                    (h.neg_mul_add(h.splat(weighted * scale), g) * scale).put(&mut grad[at..]);
+                }
+                gain.put(&mut dgamma[at..]);
+                offset.put(&mut dbeta[at..]);
             }
         }
     }

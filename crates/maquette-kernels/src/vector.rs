@@ -183,6 +183,13 @@ impl<L: Lanes> Vector<L> {
         unsafe { self.store_some(to.as_mut_ptr().cast(), to.len()) }
     }
 
+    /// To the first floats of a slice that holds some already.
+    #[inline(always)]
+    pub(crate) fn put(self, to: &mut [f32]) {
+        // SAFETY: as many floats as the slice has.
+        unsafe { self.store_some(to.as_mut_ptr(), to.len()) }
+    }
+
     #[inline(always)]
     pub(crate) fn lanes(self) -> [f32; MOST] {
         let mut lanes = [0.0; MOST];

@@ -471,6 +471,9 @@ pub(crate) struct BenchKernelsArgs {
     /// The families (default: all).
     #[arg(value_enum)]
     pub(crate) families: Vec<Family>,
+    /// Only kernels whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) only: Option<String>,
     /// Runs of each kernel, with our code and without in turn; the fastest counts.
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::{AttentionOptions, FEW_QUERIES};
+use super::{AttentionOptions, FEW_QUERIES, few};
 use crate::dispatch::{flex_tensor, written};
 use crate::elementwise::{max, multiply_by, update, vectorized, walk};
 use crate::gemm::product_here;
@@ -66,6 +66,15 @@ pub(super) struct Heads<'a> {
 }
 
 impl Heads<'_> {
+    /// The positions of one head from `first` on.
+    fn few(&self, image: usize, head: usize, first: usize, d_head: usize) -> few::Rows<'_> {
+        few::Rows {
+            values: &self.values[self.place.at(image, head, first)..],
+            len: d_head,
+            apart: self.place.row,
+        }
+    }
+
     /// Some positions of one head, as rows.
     fn rows(&self, image: usize, head: usize, first: usize, size: [usize; 2]) -> Matrix {
         let start = self.place.at(image, head, first);
@@ -298,9 +307,12 @@ pub(super) fn forward(&[q, k, v]: &Operands, layout: &Layout) -> (FlexTensor, Ve
     let write = |out: &mut [MaybeUninit<f32>]| {
         let columns = Columns::new(out);
         let tasks = (0..batch * options.n_heads * blocks).into_par_iter();
-        let few = TASK.div_ceil(layout.scores() * d_head);
-        tasks.with_min_len(few).for_each_init(
-            || [layout.scores(), layout.keys].map(|len| vec![0.0; len]),
+        let least = TASK.div_ceil(layout.scores() * d_head);
+        let few = queries < FEW_QUERIES && layout.precision == Precision::F32;
+        // Of one query the factors of dropout, then of few what they mix.
+        let line = layout.keys.max(queries.min(FEW_QUERIES) * d_head);
+        tasks.with_min_len(least).for_each_init(
+            || [layout.scores(), line].map(|len| vec![0.0; len]),
             |[scores, mask], task| {
                 let (pair, first) = (task / blocks, task % blocks * BLOCK);
                 let (image, head) = (pair / options.n_heads, pair % options.n_heads);
@@ -309,11 +321,17 @@ pub(super) fn forward(&[q, k, v]: &Operands, layout: &Layout) -> (FlexTensor, Ve
                 let (rows, from, seen) = (block.rows, block.from, block.width());
                 // SAFETY: the totals outlive this loop, and these are the task's own.
                 let totals = unsafe { shared_totals.part(pair * queries + first, rows) };
-                let q = q.rows(image, head, first, [rows, d_head]);
-                let [k, v] = [k, v].map(|heads| heads.rows(image, shared, from, [seen, d_head]));
-                let weights = Matrix::of_mut(scores, 0, [rows, seen], seen);
-                // SAFETY: `scores` belongs to this thread.
-                unsafe { layout.multiply(weights, Into::Replace, q, k.transposed()) };
+                let scores = &mut scores[..rows * seen];
+                if few {
+                    let q = q.few(image, head, first, d_head);
+                    few::scores(isa, q, k.few(image, shared, from, d_head), seen, scores);
+                } else {
+                    let q = q.rows(image, head, first, [rows, d_head]);
+                    let k = k.rows(image, shared, from, [seen, d_head]);
+                    let weights = Matrix::of_mut(scores, 0, [rows, seen], seen);
+                    // SAFETY: `scores` belongs to this thread.
+                    unsafe { layout.multiply(weights, Into::Replace, q, k.transposed()) };
+                }
                 softmax_rows(isa, block, scale, scores, totals);
                 if let Some(dropout) = options.dropout {
                     for (row, weights) in scores.chunks_exact_mut(seen).take(rows).enumerate() {
@@ -322,12 +340,21 @@ pub(super) fn forward(&[q, k, v]: &Operands, layout: &Layout) -> (FlexTensor, Ve
                         multiply_by(isa, weights, &mask[from..]);
                     }
                 }
-                let weights = Matrix::of(scores, 0, [rows, seen], seen);
+                let start = place.at(image, head, first);
                 // SAFETY: these rows and columns are this task's alone.
-                unsafe {
-                    let start = place.at(image, head, first);
-                    let mixed = columns.matrix(start, [rows, d_head], place.row);
-                    layout.multiply(mixed, Into::Replace, weights, v);
+                let mixed = unsafe { columns.matrix(start, [rows, d_head], place.row) };
+                if few {
+                    let v = v.few(image, shared, from, d_head);
+                    few::mix(isa, scores, v, seen, &mut mask[..rows * d_head]);
+                    for (row, values) in mask.chunks_exact(d_head).take(rows).enumerate() {
+                        // SAFETY: as above.
+                        unsafe { mixed.write_row(row, values) };
+                    }
+                } else {
+                    let weights = Matrix::of(scores, 0, [rows, seen], seen);
+                    let v = v.rows(image, shared, from, [seen, d_head]);
+                    // SAFETY: as above.
+                    unsafe { layout.multiply(mixed, Into::Replace, weights, v) };
                 }
             },
         );

@@ -5,6 +5,7 @@
 //! Queries, keys and values are read where projections or a cache left them, and the heads' results
 //! are written where the next projection wants them, so nothing is permuted in memory.
 
+mod few;
 mod fused;
 
 use std::sync::Arc;

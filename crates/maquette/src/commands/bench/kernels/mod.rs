@@ -129,7 +129,11 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
             Family::Pictures => pictures::cases(),
             Family::Training => training::cases(),
         };
-        for mut case in cases.into_iter().filter(|case| first.of(case).is_some()) {
+        let wanted = |case: &Case| {
+            let named = |only: &String| case.name.contains(only.as_str());
+            args.only.as_ref().is_none_or(named) && first.of(case).is_some()
+        };
+        for mut case in cases.into_iter().filter(wanted) {
             status.say(&case.name);
             let times = time(&mut case, args.rounds);
             let after = Ceilings::now();
