@@ -5,6 +5,7 @@
 //! products, on slices.
 
 mod bytes;
+mod dots;
 mod format;
 pub mod forward;
 mod matrix;

@@ -3,19 +3,25 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::dots::Pairs;
+use super::dots::{self, Bf16, F16, F32, Numbers};
 use super::format::Format;
 use super::records::{Records, Start};
-use super::weights::{Bf16, F16, F32, Pairs, Q4_0, Q4K, Q5K, Q6K, Q8_0, Weights, Widened};
+use super::weights::{Q4_0, Q4K, Q5K, Q6K, Q8_0, Weights};
 use super::words::{Float, Words};
 #[cfg(target_arch = "x86_64")]
-use super::x86::{AvxVnni, Vnni, VnniBf16};
+use super::x86::{AvxVnni, Vnni};
 use crate::shared::Shared;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::Avx2;
+use crate::simd::{Avx2, Avx512};
 use crate::simd::{Lanes, Portable};
 
 /// Rows of `x` that are multiplied at a time.
 const TOGETHER: usize = 4;
+
+/// Rows of `x` up to which quantised blocks are unpacked where they are used; more share unpacked ones.
+const FEW: usize = 8;
 
 /// Vectors of rows of weights of a tile.
 const GROUPS: usize = 2;
@@ -98,13 +104,13 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    fn stride(&self) -> usize {
+    pub(super) fn stride(&self) -> usize {
         self.weights.len() / self.rows
     }
 
     /// Where the records of rows `first..first + N` of `x` begin, those of the last row in place of what
     /// lies after it.
-    fn records<const N: usize>(&self, first: usize) -> [*const u32; N] {
+    pub(super) fn records<const N: usize>(&self, first: usize) -> [*const u32; N] {
         let row = self.x.len() / self.n;
         std::array::from_fn(|n| self.x[(first + n).min(self.n - 1) * row..].as_ptr())
     }
@@ -115,11 +121,11 @@ impl Job<'_> {
 pub(super) struct Kernel {
     /// How `x` is prepared.
     pub(super) records: Records,
-    /// Rows of a vector.
+    /// Rows of a group.
     lanes: usize,
-    /// Bytes of an unpacked block.
+    /// Bytes of its blocks when they are read again.
     block: usize,
-    /// [`Weights::FEW`].
+    /// Rows of `x` up to which they are read once.
     few: usize,
     /// Computes the outputs of some groups of `lanes` rows.
     run: unsafe fn(&Job, Range<usize>),
@@ -144,19 +150,17 @@ macro_rules! quantised {
         }
     }};
 }
-/// The same of a format of floats.
+/// The same of a format of floats, in vectors of `$lanes`.
 macro_rules! floats {
-    ($format:expr, $words:ty, $loop:ident) => {{
-        type W = $words;
-        type Four = Widened<F32, 4>;
-        type Eight<T> = Widened<T, 8>;
+    ($format:expr, $lanes:ty, $loop:ident) => {
         match $format {
-            Format::F32 => Self::with::<W, Four>(Records::Single(4), $loop::<Four>),
-            Format::F16 => Self::with::<W, Eight<F16>>(Records::Single(8), $loop::<Eight<F16>>),
-            _ => Self::with::<W, Eight<Bf16>>(Records::Single(8), $loop::<Eight<Bf16>>),
+            Format::F32 => Self::along::<$lanes, F32>($loop::<F32>),
+            Format::F16 => Self::along::<$lanes, F16>($loop::<F16>),
+            _ => Self::along::<$lanes, Bf16>($loop::<Bf16>),
         }
-    }};
+    };
 }
+
 impl Kernel {
     /// For matrices of `format`, on a machine that has `level`.
     pub(super) fn of(format: Format, level: Level) -> Self {
@@ -164,20 +168,21 @@ impl Kernel {
         let float = bf16 || matches!(format, Format::F32 | Format::F16);
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::VnniBf16 if bf16 => {
-                Self::with::<VnniBf16, Pairs>(Records::Pairs, vnni_bf16::<Pairs>)
-            }
+            Level::VnniBf16 if bf16 => Self {
+                records: Records::Pairs,
+                ..Self::along::<Avx512, Pairs>(dots_bf16)
+            },
             #[cfg(target_arch = "x86_64")]
-            Level::VnniBf16 | Level::Vnni if float => floats!(format, Vnni, vnni),
+            Level::VnniBf16 | Level::Vnni if float => floats!(format, Avx512, dots_avx512),
             #[cfg(target_arch = "x86_64")]
             Level::VnniBf16 | Level::Vnni => quantised!(format, Vnni, vnni),
             #[cfg(target_arch = "x86_64")]
-            Level::AvxVnni | Level::Avx2 if float => floats!(format, Avx2, avx2),
+            Level::AvxVnni | Level::Avx2 if float => floats!(format, Avx2, dots_avx2),
             #[cfg(target_arch = "x86_64")]
             Level::AvxVnni => quantised!(format, AvxVnni, avx_vnni),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => quantised!(format, Avx2, avx2),
-            Level::Portable if float => floats!(format, Portable, portable),
+            Level::Portable if float => floats!(format, Portable, dots_portable),
             Level::Portable => quantised!(format, Portable, portable),
         }
     }
@@ -187,7 +192,18 @@ impl Kernel {
             records,
             lanes: W::Floats::N,
             block: size_of::<F::Block>(),
-            few: F::FEW,
+            few: FEW,
+            run,
+        }
+    }
+
+    /// Of floats.
+    fn along<L: Lanes, F: Numbers<L>>(run: Loop) -> Self {
+        Self {
+            records: Records::Single(F::COUNT),
+            lanes: dots::ROWS,
+            block: dots::ROWS * F::COUNT * F::BYTES,
+            few: L::N / dots::ROWS,
             run,
         }
     }
@@ -249,13 +265,36 @@ compiled!(
     vnni,
     Vnni
 );
-compiled!(
-    #[target_feature(
-        enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c"
-    )]
-    vnni_bf16,
-    VnniBf16
+
+/// The same of floats.
+macro_rules! compiled_dots {
+    ($(#[$features:meta])? $name:ident, $lanes:ty) => {
+        $(#[cfg(target_arch = "x86_64")] #[$features])?
+        unsafe fn $name<F: Numbers<$lanes>>(job: &Job, groups: Range<usize>) {
+            // SAFETY: the caller's.
+            unsafe { dots::run::<$lanes, F>(job, groups) }
+        }
+    };
+}
+
+compiled_dots!(dots_portable, Portable);
+compiled_dots!(
+    #[target_feature(enable = "avx2,fma,f16c")]
+    dots_avx2,
+    Avx2
 );
+compiled_dots!(
+    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
+    dots_avx512,
+    Avx512
+);
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
+unsafe fn dots_bf16(job: &Job, groups: Range<usize>) {
+    // SAFETY: the caller's.
+    unsafe { dots::run::<Avx512, Pairs>(job, groups) }
+}
 
 /// # Safety
 /// As [`Kernel::run`], for these groups of rows.
@@ -269,7 +308,7 @@ unsafe fn run<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
     );
     // SAFETY: the caller's.
     unsafe {
-        if job.n > F::FEW {
+        if job.n > FEW {
             return many::<W, F>(job, groups);
         }
         for group in groups {
@@ -294,7 +333,7 @@ unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize, 
     let x = job.records::<N>(first);
     // SAFETY: the caller's; block `b` of rows and records is there.
     unsafe {
-        let rows = Rows::of::<W, F>(job, group);
+        let rows = Rows::of::<W>(job, group);
         let mut sums = [[W::Floats::splat(0.0); N]; 1];
         let mut block = MaybeUninit::uninit();
         for b in 0..blocks {
@@ -327,7 +366,7 @@ unsafe fn many<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
             for g in 0..GROUPS {
                 // An odd group out is computed twice.
                 let group = (groups.start + tile * GROUPS + g).min(groups.end - 1);
-                let rows = Rows::of::<W, F>(job, group);
+                let rows = Rows::of::<W>(job, group);
                 for b in 0..blocks {
                     let block = &mut room[(tile * blocks + b) * GROUPS + g];
                     rows.unpack::<W, F>(b, block);
@@ -353,17 +392,13 @@ unsafe fn many<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
 struct Rows {
     from: *const u8,
     stride: usize,
-    /// Blocks that can be read where they are.
-    whole: usize,
     /// Of the last rows of a matrix, those and rows of zeros.
     _padded: Vec<u8>,
-    /// What is left of each row after whole blocks, filled up with zeros; only floats have it.
-    tail: [[u8; 16]; 16],
 }
 
 impl Rows {
     #[inline(always)]
-    fn of<W: Words, F: Weights<W>>(job: &Job, group: usize) -> Self {
+    fn of<W: Words>(job: &Job, group: usize) -> Self {
         let (lanes, stride) = (W::Floats::N, job.stride());
         let here = &job.weights[group * lanes * stride..];
         let mut padded = Vec::new();
@@ -372,37 +407,19 @@ impl Rows {
             padded.resize(lanes * stride, 0);
         }
         let rows = if padded.is_empty() { here } else { &padded };
-        let whole = job.columns / F::NUMBERS;
-        let mut tail = [[0; 16]; 16];
-        if !job.columns.is_multiple_of(F::NUMBERS) {
-            for (tail, row) in tail.iter_mut().zip(rows.chunks_exact(stride)) {
-                let rest = &row[whole * F::BYTES..];
-                tail[..rest.len()].copy_from_slice(rest);
-            }
-        }
         Self {
             from: rows.as_ptr(),
             stride,
-            whole,
             _padded: padded,
-            tail,
         }
     }
 
-    /// Asks for as much of the next group as is used of this one with block `b`. Several rows read at a
-    /// time are too many short streams for a processor to foresee.
+    /// As much of the next group as block `b` is of this one.
     #[inline(always)]
     fn prefetch_next<W: Words, F: Weights<W>>(&self, b: usize) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let lanes = W::Floats::N;
-            let next = self.from.wrapping_add(lanes * (self.stride + b * F::BYTES));
-            for line in 0..(lanes * F::BYTES).div_ceil(64) {
-                // SAFETY: a hint, which may be given for any address.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(64 * line).cast()) };
-            }
-        }
+        let lanes = W::Floats::N;
+        let next = lanes * (self.stride + b * F::BYTES);
+        prefetch(self.from.wrapping_add(next), lanes * F::BYTES);
     }
 
     /// # Safety
@@ -410,12 +427,20 @@ impl Rows {
     #[inline(always)]
     unsafe fn unpack<W: Words, F: Weights<W>>(&self, b: usize, to: &mut MaybeUninit<F::Block>) {
         // SAFETY: the caller's.
-        unsafe {
-            let (from, stride) = match b < self.whole {
-                true => (self.from.add(b * F::BYTES), self.stride),
-                false => (self.tail.as_ptr().cast(), 16),
-            };
-            F::unpack(from, stride, to.as_mut_ptr());
+        unsafe { F::unpack(self.from.add(b * F::BYTES), self.stride, to.as_mut_ptr()) }
+    }
+}
+
+/// Asks for `bytes` that are read soon: several rows read at a time are too many short streams for a
+/// processor to foresee.
+#[inline(always)]
+pub(super) fn prefetch(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        for line in 0..bytes.div_ceil(64) {
+            // SAFETY: a hint, which may be given for any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * line).cast()) };
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Rows of `x` as weights of a format are multiplied with them: in blocks of 8-bit integers that share
-//! a scale, as ggml rounds them too, or as floats. See [`super::weights`] for what a record holds.
+//! a scale, as ggml rounds them too, or as floats. See [`super::weights`] for what a record of the former
+//! holds.
 
 use super::weights::{AFFINE, SIGNED, SMALL};
 use crate::elementwise::vectorized;
@@ -17,7 +18,7 @@ pub(super) enum Records {
     Signed(Start),
     /// Numbers as they are, this many at a time.
     Single(usize),
-    /// Four pairs of bf16.
+    /// Pairs of bf16, a vector of them at a time.
     Pairs,
 }
 
@@ -46,7 +47,7 @@ impl Records {
             Self::Affine => (256, AFFINE),
             Self::Signed(_) => (256, SIGNED),
             Self::Single(numbers) => (numbers, numbers),
-            Self::Pairs => (8, 4),
+            Self::Pairs => (32, 16),
         }
     }
 

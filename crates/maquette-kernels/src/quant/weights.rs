@@ -1,15 +1,12 @@
-//! Each number format as vectors: how blocks of several rows are unpacked, how `x` is prepared for
-//! them, and the products of both.
+//! Each quantised format as vectors: how blocks of several rows are unpacked, and their products with
+//! prepared rows of `x`. Formats that are floats are in [`super::dots`].
 //!
-//! A block of `x` is a *record* of words: of quantised formats its scale, sums of its bytes, and the
-//! bytes; of others the numbers. With `x = a p` and `w = d q` (or `d s q - e m`), `p` and `q` small
-//! integers, a block adds `d a sum(q p)` (or `d a sum(s q p) - e a sum(m p)`) to a product; the sums are
-//! exact, and only the last step is rounded.
+//! A block of `x` is a *record* of words: its scale, sums of its bytes, and the bytes. With `x = a p` and
+//! `w = d q` (or `d s q - e m`), `p` and `q` small integers, a block adds `d a sum(q p)` (or `d a sum(s q p) -
+//! e a sum(m p)`) to a product; the sums are exact, and only the last step is rounded.
 
 // Loops count lanes of tiles, which index several arrays at once.
 #![allow(clippy::needless_range_loop)]
-
-use std::marker::PhantomData;
 
 use super::words::{Float, Words};
 use crate::simd::Lanes;
@@ -18,14 +15,12 @@ use crate::simd::Lanes;
 pub(super) trait Weights<W: Words> {
     /// One block of each of [`Lanes::N`] rows.
     type Block;
-    /// Numbers of a block: the file's, or as many as a vector load takes.
+    /// Numbers of a block.
     const NUMBERS: usize;
     /// Bytes of a block.
     const BYTES: usize;
     /// Words of a record.
     const RECORD: usize;
-    /// Rows of `x` up to which blocks are unpacked where they are used; more share unpacked ones.
-    const FEW: usize = 8;
 
     /// Writes a block of each row, rows `stride` bytes apart, where it is read next: clearing and moving
     /// a large one takes as long as unpacking it.
@@ -498,142 +493,6 @@ impl<W: Words> Weights<W> for Q6K {
                 let a = number::<W>(x[n], 0);
                 for g in 0..G {
                     sums[g][n] = add_scaled::<W>(sums[g][n], totals[g][n], blocks[g].d, a);
-                }
-            }
-        }
-    }
-}
-
-/// Formats that are floats: `NUMBERS` of each row as vectors.
-pub(super) trait Floats<W: Words, const NUMBERS: usize> {
-    /// # Safety
-    /// As [`Weights::unpack`], of 16 bytes.
-    unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; NUMBERS];
-}
-
-/// 32-bit floats.
-pub(super) struct F32;
-
-impl<W: Words> Floats<W, 4> for F32 {
-    #[inline(always)]
-    unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; 4] {
-        // SAFETY: the caller's.
-        unsafe {
-            let [a, b, c, d] = W::columns(from, stride);
-            [
-                W::as_floats(a),
-                W::as_floats(b),
-                W::as_floats(c),
-                W::as_floats(d),
-            ]
-        }
-    }
-}
-
-/// 16-bit floats.
-pub(super) struct F16;
-
-impl<W: Words> Floats<W, 8> for F16 {
-    #[inline(always)]
-    unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; 8] {
-        // SAFETY: the caller's.
-        unsafe {
-            let pairs = W::columns(from, stride);
-            let mut floats = [W::Floats::splat(0.0); 8];
-            for j in 0..4 {
-                floats[2 * j] = W::lower_halves(pairs[j]);
-                floats[2 * j + 1] = W::lower_halves(W::right::<16>(pairs[j]));
-            }
-            floats
-        }
-    }
-}
-
-/// The upper halves of 32-bit floats.
-pub(super) struct Bf16;
-
-impl<W: Words> Floats<W, 8> for Bf16 {
-    #[inline(always)]
-    unsafe fn floats(from: *const u8, stride: usize) -> [Float<W>; 8] {
-        // SAFETY: the caller's.
-        unsafe {
-            let pairs = W::columns(from, stride);
-            let mut floats = [W::Floats::splat(0.0); 8];
-            for j in 0..4 {
-                floats[2 * j] = W::Floats::lower(W::as_floats(pairs[j]));
-                floats[2 * j + 1] = W::Floats::upper(W::as_floats(pairs[j]));
-            }
-            floats
-        }
-    }
-}
-
-/// Multiplied number by number with 32-bit `x`.
-pub(super) struct Widened<T, const NUMBERS: usize>(PhantomData<T>);
-
-impl<W: Words, T: Floats<W, NUMBERS>, const NUMBERS: usize> Weights<W> for Widened<T, NUMBERS> {
-    type Block = [Float<W>; NUMBERS];
-    const NUMBERS: usize = NUMBERS;
-    const BYTES: usize = 16;
-    const RECORD: usize = NUMBERS;
-    const FEW: usize = 4;
-
-    #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self::Block) {
-        // SAFETY: the caller's.
-        unsafe { to.write(T::floats(from, stride)) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<const G: usize, const N: usize>(
-        blocks: [&Self::Block; G],
-        x: [*const u32; N],
-        sums: &mut [[Float<W>; N]; G],
-    ) {
-        for i in 0..NUMBERS {
-            for n in 0..N {
-                // SAFETY: the caller's.
-                unsafe {
-                    let x = number::<W>(x[n], i);
-                    for g in 0..G {
-                        sums[g][n] = W::Floats::mul_add(blocks[g][i], x, sums[g][n]);
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// bf16 multiplied in pairs with `x` rounded to it.
-pub(super) struct Pairs;
-
-impl<W: Words> Weights<W> for Pairs {
-    type Block = [W::V; 4];
-    const NUMBERS: usize = 8;
-    const BYTES: usize = 16;
-    const RECORD: usize = 4;
-    const FEW: usize = 4;
-
-    #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize, to: *mut [W::V; 4]) {
-        // SAFETY: the caller's.
-        unsafe { to.write(W::columns(from, stride)) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<const G: usize, const N: usize>(
-        blocks: [&[W::V; 4]; G],
-        x: [*const u32; N],
-        sums: &mut [[Float<W>; N]; G],
-    ) {
-        for j in 0..4 {
-            for n in 0..N {
-                // SAFETY: the caller's.
-                unsafe {
-                    let x = word::<W>(x[n], j);
-                    for g in 0..G {
-                        sums[g][n] = W::dot_bf16(sums[g][n], blocks[g][j], x);
-                    }
                 }
             }
         }

@@ -33,8 +33,6 @@ pub(super) trait Words {
     unsafe fn halves(from: *const u8, stride: usize) -> Float<Self>;
     /// The 16-bit float in the lower half of each word.
     unsafe fn lower_halves(words: Self::V) -> Float<Self>;
-    /// Words as the floats they are.
-    unsafe fn as_floats(words: Self::V) -> Float<Self>;
     unsafe fn splat(word: u32) -> Self::V;
     unsafe fn and(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn or(a: Self::V, b: Self::V) -> Self::V;
@@ -71,9 +69,6 @@ pub(super) trait Words {
     unsafe fn dot_bytes(sum: Self::ByteSum, w: Self::Byte, x: Self::V) -> Self::ByteSum;
     /// As [`Words::total`].
     unsafe fn total_bytes(sum: Self::ByteSum) -> Self::V;
-
-    /// Adds the products of pairs of bf16; of the sets with an instruction for it.
-    unsafe fn dot_bf16(sum: Float<Self>, w: Self::V, x: Self::V) -> Float<Self>;
 }
 
 /// A vector of floats beside the words of `W`.
@@ -113,10 +108,6 @@ impl Words for Portable {
     #[inline(always)]
     unsafe fn lower_halves(words: Four) -> [f32; 4] {
         words.map(half)
-    }
-    #[inline(always)]
-    unsafe fn as_floats(words: Four) -> [f32; 4] {
-        words.map(f32::from_bits)
     }
     #[inline(always)]
     unsafe fn splat(word: u32) -> Four {
@@ -204,9 +195,5 @@ impl Words for Portable {
     #[inline(always)]
     unsafe fn total_bytes(sum: Four) -> Four {
         sum
-    }
-    #[inline(always)]
-    unsafe fn dot_bf16(_: [f32; 4], _: Four, _: Four) -> [f32; 4] {
-        unreachable!("asked for only where there is an instruction")
     }
 }

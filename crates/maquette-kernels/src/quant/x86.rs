@@ -11,9 +11,6 @@ pub(super) struct AvxVnni;
 /// 512 bits with `vpdpbusd` (AVX512-VNNI).
 pub(super) struct Vnni;
 
-/// The same with products of bf16 (AVX512-BF16).
-pub(super) struct VnniBf16;
-
 /// What 256-bit vectors share.
 macro_rules! words_256 {
     () => {
@@ -58,10 +55,6 @@ macro_rules! words_256 {
             }
         }
         #[inline(always)]
-        unsafe fn as_floats(words: __m256i) -> __m256 {
-            unsafe { _mm256_castsi256_ps(words) }
-        }
-        #[inline(always)]
         unsafe fn splat(word: u32) -> __m256i {
             unsafe { _mm256_set1_epi32(word.cast_signed()) }
         }
@@ -102,10 +95,6 @@ macro_rules! words_256 {
         #[inline(always)]
         unsafe fn dot_pairs(a: __m256i, b: __m256i) -> __m256i {
             unsafe { _mm256_madd_epi16(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn dot_bf16(_: __m256, _: __m256i, _: __m256i) -> __m256 {
-            unreachable!("asked for only where there is an instruction")
         }
     };
 }
@@ -329,118 +318,85 @@ impl Words for AvxVnni {
     );
 }
 
-/// What 512-bit vectors share.
-macro_rules! words_512 {
-    () => {
-        type V = __m512i;
-        type Floats = Avx512;
-
-        #[inline(always)]
-        unsafe fn columns(from: *const u8, stride: usize) -> [__m512i; 4] {
-            unsafe {
-                let a = four_rows(from, stride, 0);
-                let b = four_rows(from, stride, 1);
-                let c = four_rows(from, stride, 2);
-                let d = four_rows(from, stride, 3);
-                let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-                let (low2, high2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-                [
-                    _mm512_unpacklo_epi64(low, low2),
-                    _mm512_unpackhi_epi64(low, low2),
-                    _mm512_unpacklo_epi64(high, high2),
-                    _mm512_unpackhi_epi64(high, high2),
-                ]
-            }
-        }
-        #[inline(always)]
-        unsafe fn halves(from: *const u8, stride: usize) -> __m512 {
-            unsafe {
-                let mut halves = [0i16; 16];
-                for (i, half) in halves.iter_mut().enumerate() {
-                    *half = from.add(i * stride).cast::<i16>().read_unaligned();
-                }
-                _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))
-            }
-        }
-        #[inline(always)]
-        unsafe fn lower_halves(words: __m512i) -> __m512 {
-            unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)) }
-        }
-        #[inline(always)]
-        unsafe fn as_floats(words: __m512i) -> __m512 {
-            unsafe { _mm512_castsi512_ps(words) }
-        }
-        #[inline(always)]
-        unsafe fn splat(word: u32) -> __m512i {
-            unsafe { _mm512_set1_epi32(word.cast_signed()) }
-        }
-        #[inline(always)]
-        unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_and_si512(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_or_si512(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_xor_si512(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn right<const BITS: u32>(words: __m512i) -> __m512i {
-            unsafe { _mm512_srli_epi32::<BITS>(words) }
-        }
-        #[inline(always)]
-        unsafe fn left<const BITS: u32>(words: __m512i) -> __m512i {
-            unsafe { _mm512_slli_epi32::<BITS>(words) }
-        }
-        #[inline(always)]
-        unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_add_epi32(a, b) }
-        }
-        #[inline(always)]
-        unsafe fn float(words: __m512i) -> __m512 {
-            unsafe { _mm512_cvtepi32_ps(words) }
-        }
-        #[inline(always)]
-        unsafe fn pair<const I: u32>(words: __m512i) -> __m512i {
-            unsafe { _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(load(&PAIRS[I as usize]))) }
-        }
-        #[inline(always)]
-        unsafe fn dot_pairs(a: __m512i, b: __m512i) -> __m512i {
-            unsafe { _mm512_madd_epi16(a, b) }
-        }
-    };
-}
-
 impl Words for Vnni {
-    words_512!();
-    words_vnni!(
-        __m512i,
-        _mm512_dpbusd_epi32,
-        _mm512_mullo_epi32,
-        _mm512_srai_epi32
-    );
-    #[inline(always)]
-    unsafe fn dot_bf16(_: __m512, _: __m512i, _: __m512i) -> __m512 {
-        unreachable!("asked for only where there is an instruction")
-    }
-}
+    type V = __m512i;
+    type Floats = Avx512;
 
-impl Words for VnniBf16 {
-    words_512!();
-    words_vnni!(
-        __m512i,
-        _mm512_dpbusd_epi32,
-        _mm512_mullo_epi32,
-        _mm512_srai_epi32
-    );
     #[inline(always)]
-    unsafe fn dot_bf16(sum: __m512, w: __m512i, x: __m512i) -> __m512 {
-        // SAFETY: vectors of 512 bits, whatever they are called.
+    unsafe fn columns(from: *const u8, stride: usize) -> [__m512i; 4] {
         unsafe {
-            let [w, x] = [w, x].map(|words| std::mem::transmute::<__m512i, __m512bh>(words));
-            _mm512_dpbf16_ps(sum, w, x)
+            let a = four_rows(from, stride, 0);
+            let b = four_rows(from, stride, 1);
+            let c = four_rows(from, stride, 2);
+            let d = four_rows(from, stride, 3);
+            let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (low2, high2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            [
+                _mm512_unpacklo_epi64(low, low2),
+                _mm512_unpackhi_epi64(low, low2),
+                _mm512_unpacklo_epi64(high, high2),
+                _mm512_unpackhi_epi64(high, high2),
+            ]
         }
     }
+    #[inline(always)]
+    unsafe fn halves(from: *const u8, stride: usize) -> __m512 {
+        unsafe {
+            let mut halves = [0i16; 16];
+            for (i, half) in halves.iter_mut().enumerate() {
+                *half = from.add(i * stride).cast::<i16>().read_unaligned();
+            }
+            _mm512_cvtph_ps(_mm256_loadu_si256(halves.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn lower_halves(words: __m512i) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(words)) }
+    }
+    #[inline(always)]
+    unsafe fn splat(word: u32) -> __m512i {
+        unsafe { _mm512_set1_epi32(word.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn right<const BITS: u32>(words: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi32::<BITS>(words) }
+    }
+    #[inline(always)]
+    unsafe fn left<const BITS: u32>(words: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<BITS>(words) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn float(words: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(words) }
+    }
+    #[inline(always)]
+    unsafe fn pair<const I: u32>(words: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(load(&PAIRS[I as usize]))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_madd_epi16(a, b) }
+    }
+    words_vnni!(
+        __m512i,
+        _mm512_dpbusd_epi32,
+        _mm512_mullo_epi32,
+        _mm512_srai_epi32
+    );
 }
