@@ -16,7 +16,12 @@ where
     F: FnMut(u64) -> T + Send + 'static,
 {
     let (sender, receiver) = sync_channel(depth);
+    let alone = rayon::current_num_threads() == 1;
     let thread = std::thread::spawn(move || {
+        // Where the shared pool has one worker, that worker may be the caller, which waits for a batch and
+        // can lend no hand in making it: this thread is then a pool of its own.
+        let own = rayon::ThreadPoolBuilder::new().num_threads(1);
+        let _own = alone.then(|| own.use_current_thread().build());
         // The send fails when the iterator has been dropped: nobody is waiting any more.
         for step in start_step.. {
             if sender.send(make(step)).is_err() {

@@ -23,6 +23,7 @@ pub struct Critic {
     conditioning: Option<Conditioning>,
     deviation: bool,
     pack: usize,
+    scale: f64,
 }
 
 /// What a critic says of a batch.
@@ -67,6 +68,7 @@ impl Critic {
             conditioning: config.conditioning(),
             deviation,
             pack: config.critic.pack(),
+            scale: config.critic.scale(),
         }
     }
 
@@ -81,7 +83,7 @@ impl Critic {
     /// # Shapes
     /// - labels: one-hot, `[batch, n_classes]`; none where the critic knows no classes
     pub fn judge_as(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Judgement {
-        let x = self.packed(self.told(x, labels.clone()));
+        let x = self.seen(x, labels.clone());
         let x = self.body.iter().fold(x, |x, stage| stage.forward(x));
         let features: Tensor<2> = x.flatten(1, 3);
         let mut seen = features.clone();
@@ -135,7 +137,7 @@ impl Critic {
             "scores depend on their batch"
         );
         let [batch, channels, height, width] = x.dims();
-        let mut h = self.packed(self.told(x.detach(), labels.clone()));
+        let mut h = self.seen(x.detach(), labels.clone());
         let [_, told, ..] = h.dims();
         let mut traces = Vec::with_capacity(self.body.len());
         for stage in &self.body {
@@ -165,7 +167,8 @@ impl Critic {
         // The labels' channels are no part of the example.
         let grad = grad
             .reshape([batch, told / self.pack, height, width])
-            .narrow(1, 0, channels);
+            .narrow(1, 0, channels)
+            * self.scale;
         let numbers = self.pack * channels * height * width;
         (
             scores.flatten(0, 1),
@@ -202,18 +205,16 @@ impl Critic {
         self.classes.iter().for_each(Layer::renew);
     }
 
-    /// Neighbours in the batch, side by side in the channels.
-    pub(super) fn packed(&self, x: Tensor<4>) -> Tensor<4> {
-        let [batch, channels, height, width] = x.dims();
-        x.reshape([batch / self.pack, self.pack * channels, height, width])
-    }
-
-    /// With the labels' channels, where the critic sees them so.
-    fn told(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Tensor<4> {
-        match (self.conditioning, labels) {
+    /// What the first layer sees: examples at their scale, with the labels' channels where the critic is
+    /// told of labels so, and neighbours in the batch side by side in the channels.
+    pub(super) fn seen(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Tensor<4> {
+        let x = if self.scale == 1.0 { x } else { x * self.scale };
+        let x = match (self.conditioning, labels) {
             (Some(Conditioning::Concat), Some(labels)) => beside(x, labels),
             _ => x,
-        }
+        };
+        let [batch, channels, height, width] = x.dims();
+        x.reshape([batch / self.pack, self.pack * channels, height, width])
     }
 }
 
@@ -235,7 +236,10 @@ fn mlp(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
     let [_, height, width] = config.image;
     let inputs = config.critic_channels() * height * width;
     let sizes = std::iter::once(inputs)
-        .chain(std::iter::repeat_n(config.critic_width(), config.n_layers))
+        .chain(std::iter::repeat_n(
+            config.critic_width(),
+            config.critic_layers(),
+        ))
         .collect::<Vec<_>>();
     let layer = |pair: &[usize]| Stage::Layer(hidden(config).dense(pair[0], pair[1], device));
     (sizes.windows(2).map(layer).collect(), config.critic_width())

@@ -105,6 +105,13 @@ pub struct CriticConfig {
     /// 3.3.1, arXiv:1611.02163).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
+    /// Hidden layers of its mlp; the generator's number where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub n_layers: Option<usize>,
+    /// What the examples are multiplied by before the first layer: a quarter brings a ring of radius 2 to
+    /// the size that weights are made for (Metz et al. 2017, appendix A). 1 where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input_scale: Option<f64>,
     /// Between the layers.
     pub activation: Activation,
     /// Of the hidden layers.
@@ -127,6 +134,11 @@ impl CriticConfig {
     /// Examples judged together.
     pub fn pack(&self) -> usize {
         self.packing.unwrap_or(1)
+    }
+
+    /// What the examples are multiplied by.
+    fn scale(&self) -> f64 {
+        self.input_scale.unwrap_or(1.0)
     }
 
     /// Whether a score depends on the other examples of its batch, as no penalty per example allows.
@@ -175,6 +187,13 @@ impl GanConfig {
         positive("image", self.image.iter().product())?;
         positive("critic.packing", self.critic.pack())?;
         positive("critic.width", self.critic_width())?;
+        positive("critic.n_layers", self.critic_layers())?;
+        let scale = self.critic.scale();
+        require(
+            scale.is_finite() && scale > 0.0,
+            "critic.input_scale",
+            || "must be above 0; leave it out for 1".into(),
+        )?;
         let [_, height, width] = self.image;
         if self.network != Network::Mlp {
             let [_, levels] = halvings(height);
@@ -245,6 +264,11 @@ impl GanConfig {
         self.critic.width.unwrap_or(self.width)
     }
 
+    /// Hidden layers of the critic's mlp.
+    fn critic_layers(&self) -> usize {
+        self.critic.n_layers.unwrap_or(self.n_layers)
+    }
+
     /// Channels that the critic sees.
     fn critic_channels(&self) -> usize {
         let told = match self.conditioning() {
@@ -313,9 +337,11 @@ mod tests {
     #[test]
     fn every_choice_gives_both_players_finite_gradients() {
         let device = Device::flex().autodiff();
-        let choices: [fn(&mut GanConfig); 9] = [
+        let choices: [fn(&mut GanConfig); 11] = [
             |_| (),
             |c| c.critic.width = Some(4),
+            |c| c.critic.n_layers = Some(1),
+            |c| c.critic.input_scale = Some(0.25),
             |c| (c.generator.norm, c.critic.norm) = (NormChoice::Batch, NormChoice::Layer),
             |c| (c.generator.norm, c.critic.norm) = (NormChoice::Layer, NormChoice::Batch),
             |c| c.critic.spectral_norm = true,
@@ -416,6 +442,9 @@ mod tests {
             .validate()
             .unwrap_err();
         assert!(error.to_string().starts_with("critic.norm: instance norm"));
+        let error = config(|c| c.critic.input_scale = Some(0.0)).validate();
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("critic.input_scale: must be"), "{error}");
         assert!(serde_json::from_str::<GanConfig>(r#"{"depth": 3}"#).is_err());
     }
 }

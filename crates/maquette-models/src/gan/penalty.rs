@@ -266,11 +266,12 @@ mod tests {
             }
         };
         type Change = Box<dyn Fn(&mut GanConfig)>;
-        let critics: [(&str, Change); 9] = [
+        let critics: [(&str, Change); 10] = [
             ("leaky", Box::new(mlp(|_| ()))),
             ("relu", Box::new(mlp(|c| c.activation = Activation::Relu))),
             ("layer norm", Box::new(mlp(|c| c.norm = NormChoice::Layer))),
             ("packed", Box::new(mlp(|c| c.packing = Some(2)))),
+            ("scaled", Box::new(mlp(|c| c.input_scale = Some(0.25)))),
             ("convolutions", Box::new(image(Network::Dcgan, |_| ()))),
             (
                 "instance norm",

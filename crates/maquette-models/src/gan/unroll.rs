@@ -65,7 +65,7 @@ impl UnrollConfig {
             .plain_layers()
             .expect("validate() admits plain linear layers alone");
         // Real and made examples in one batch: half as many products, twice as large.
-        let examples = examples.map(|x| critic.packed(x).flatten::<2>(1, 3));
+        let examples = examples.map(|x| critic.seen(x, None).flatten::<2>(1, 3));
         let [real, fake] = [0, 1].map(|i| examples[i].dims()[0]);
         assert_eq!(real, fake, "unrolling: as many made examples as real ones");
         let examples = Tensor::cat(examples.into(), 0);
@@ -195,6 +195,7 @@ mod tests {
             ..GanConfig::default()
         };
         config.critic.spectral_norm = spectral_norm;
+        config.critic.input_scale = Some(0.5);
         let device = Device::flex().autodiff();
         config.init(&device, &mut rng(2, Stream::Init, 0)).critic
     }

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use maquette_data::{Augment, ImageSet, Normalization, Order};
 use maquette_eval::bootstrap::wilson;
 use maquette_eval::classification::{Confusion, predictions};
-use maquette_eval::image::{frechet_interval, kernel_distance, manifold};
+use maquette_eval::image::{frechet_interval, inception_interval, kernel_distance, manifold};
 use maquette_eval::modes::class_modes;
 use maquette_eval::neighbours::{copies, nearest};
 use maquette_models::classifier::{Classifier, ClassifierConfig};
@@ -98,9 +98,10 @@ impl<'a> Judge<'a> {
         confusion(&seen, images)
     }
 
-    /// Compares drawn images with real ones of the same data, in the space of its features: distance
-    /// and kernel distance, precision, recall, density, coverage, classes drawn; and where labels were
-    /// asked for, how many it reads back. `how` says how they were drawn, `n=` first.
+    /// Compares drawn images with real ones of the same data, in the space of its features: Inception
+    /// Score by its classes, distance and kernel distance, precision, recall, density, coverage, classes
+    /// drawn; and where labels were asked for, how many it reads back. `how` says how they were drawn,
+    /// `n=` first.
     ///
     /// # Errors
     /// Images it cannot read, features that are not finite.
@@ -207,6 +208,13 @@ fn distances(
     signature: &dyn Fn(&str) -> String,
     evaluation: &mut Evaluation,
 ) -> Result<(), maquette_eval::EvalError> {
+    let random = &mut rng(SEED, Stream::Evaluate, 1);
+    let resampled = (RESAMPLES, 0.95);
+    let score = inception_interval(&drawn.logits, drawn.n_classes, 1, resampled, random)?;
+    let how = signature(&format!("inception_score|splits=1|resamples={RESAMPLES}"));
+    evaluation.put("inception_score", score.value, &how);
+    evaluation.put("inception_score_95_low", score.low, &how);
+    evaluation.put("inception_score_95_high", score.high, &how);
     let (drawn, real) = (drawn.points()?, real.points()?);
     let random = &mut rng(SEED, Stream::Evaluate, 0);
     let fid = frechet_interval(drawn, real, RESAMPLES, 0.95, random)?;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use assert_cmd::Command;
 use serde_json::Value;
@@ -107,6 +108,8 @@ impl Bench {
             .env_remove("HF_HUB_CACHE")
             .env("HF_HOME", self.path("hub"))
             .env("HF_HUB_OFFLINE", "1")
+            // Whoever waits for ever fails.
+            .timeout(Duration::from_secs(3600))
             .args(arguments)
             .output()
             .unwrap();

@@ -126,6 +126,14 @@ fn a_folder_of_pictures_is_streamed_and_resumed_where_it_was() {
 }
 
 #[test]
+fn one_thread_is_enough() {
+    let bench = Bench::new();
+    bench.write("pictures.toml", TINY_PICTURES);
+    let train = "train pictures.toml --steps 3 --threads 1";
+    bench.run(&format!("{train} --out run")).succeeds();
+}
+
+#[test]
 fn bf16_is_part_of_the_recipe_and_resumes_in_the_same_bytes() {
     let bench = Bench::new();
     let bf16 = "--set train.precision=bf16";
