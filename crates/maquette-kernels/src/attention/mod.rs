@@ -25,7 +25,8 @@ use self::fused::{Columns, Heads, Layout, Operands, Place, backward, forward};
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32};
 use crate::dropout::Dropout;
 
-/// Below as many queries of more keys, rounding keys and values to bf16 costs more than it saves.
+/// Below as many queries of more keys, rounding keys and values to bf16 costs more than it saves, and so
+/// does copying them into tiles ([`few`]).
 const FEW_QUERIES: usize = 8;
 
 /// The constants of one [`attention`].
