@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 
 use crate::args::{BenchKernelsArgs, Family};
 use crate::commands::progress::Status;
+use crate::errors::Usage;
 use crate::output::Output;
 
 /// One kernel at one size.
@@ -143,8 +144,15 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
             before = after;
         }
     }
-    let update = roofline::update_bandwidth() / 1e9;
     status.clear();
+    if let Some(only) = args.only.as_ref().filter(|_| timed.is_empty()) {
+        return Err(Usage::new(
+            format!("no kernel measured here has `{only}` in its name"),
+            "without --only they are listed",
+        )
+        .into());
+    }
+    let update = roofline::update_bandwidth() / 1e9;
     let range =
         |of: fn(&Ceilings) -> f64| format!("{:.0}-{:.0}", of(&least) / 1e9, of(&most) / 1e9);
     output.line(format_args!(
