@@ -82,6 +82,8 @@ pub(crate) trait Lanes {
     unsafe fn load_first(from: *const f32, count: usize) -> Self::V;
     /// The lanes from `first` to `end`, at most `N`.
     unsafe fn between(first: usize, end: usize) -> Self::Mask;
+    /// Of a mask's lanes those at even places.
+    unsafe fn even(lanes: Self::Mask) -> Self::Mask;
     /// Of the vector at `from` the lanes of the mask, which alone are read, and zeros.
     unsafe fn load_lanes(from: *const f32, lanes: Self::Mask) -> Self::V;
     /// The first `count` numbers, fewer than `N`.
@@ -153,6 +155,10 @@ mod x86 {
         unsafe fn between(first: usize, end: usize) -> __mmask16 {
             let below = |lane: usize| (1u32 << lane) - 1;
             (below(end) & !below(first)) as __mmask16
+        }
+        #[inline(always)]
+        unsafe fn even(lanes: __mmask16) -> __mmask16 {
+            lanes & 0x5555
         }
         #[inline(always)]
         unsafe fn load_lanes(from: *const f32, lanes: __mmask16) -> __m512 {
@@ -290,6 +296,10 @@ mod x86 {
             unsafe { _mm256_andnot_si256(first_mask(first), first_mask(end)) }
         }
         #[inline(always)]
+        unsafe fn even(lanes: __m256i) -> __m256i {
+            unsafe { _mm256_and_si256(lanes, _mm256_setr_epi32(-1, 0, -1, 0, -1, 0, -1, 0)) }
+        }
+        #[inline(always)]
         unsafe fn load_lanes(from: *const f32, lanes: __m256i) -> __m256 {
             unsafe { _mm256_maskload_ps(from, lanes) }
         }
@@ -415,6 +425,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn between(first: usize, end: usize) -> [bool; 4] {
         std::array::from_fn(|lane| (first..end).contains(&lane))
+    }
+    #[inline(always)]
+    unsafe fn even([first, _, third, _]: [bool; 4]) -> [bool; 4] {
+        [first, false, third, false]
     }
     #[inline(always)]
     unsafe fn load_lanes(from: *const f32, lanes: [bool; 4]) -> [f32; 4] {

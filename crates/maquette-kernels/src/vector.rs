@@ -92,6 +92,14 @@ impl<L: Lanes> Clone for Window<L> {
 impl<L: Lanes> Copy for Window<L> {}
 
 impl<L: Lanes> Window<L> {
+    /// The same with zeros at odd places, whatever the row has there.
+    #[inline(always)]
+    pub(crate) fn even(self) -> Self {
+        // SAFETY: that there is a window proves that the machine has the instructions.
+        let lanes = unsafe { L::even(self.lanes) };
+        Self { lanes, ..self }
+    }
+
     /// What it sees of a row, and zeros beyond its ends.
     ///
     /// # Panics

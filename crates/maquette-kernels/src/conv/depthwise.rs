@@ -233,18 +233,20 @@ fn row_of(plane: &[f32], [rows, cols]: [usize; 2], row: isize) -> Option<&[f32]>
     Some(&plane[row * cols..][..cols])
 }
 
-/// For each column of the kernel the pixels that it reads for the outputs of a vector, in as many vectors
-/// as the stride, the first pixel at `start`. Computed once for all rows.
+/// For each column of the kernel the pixels that it reads for the outputs of a vector, in `halves` vectors,
+/// the first pixel at `start`. Computed once for all rows.
 #[inline(always)]
 fn windows<L: Lanes, const K: usize>(
     machine: Machine<L>,
     width: usize,
     start: isize,
+    halves: usize,
 ) -> [[Window<L>; K]; 2] {
     let mut windows = [[machine.window(width, start); K]; 2];
-    for (i, window) in windows.as_flattened_mut().iter_mut().enumerate() {
-        let (half, j) = (i / K, i % K);
-        *window = machine.window(width, start + (half * L::N + j) as isize);
+    for (half, windows) in windows.iter_mut().enumerate().take(halves) {
+        for (j, window) in windows.iter_mut().enumerate() {
+            *window = machine.window(width, start + (half * L::N + j) as isize);
+        }
     }
     windows
 }
@@ -270,7 +272,8 @@ fn correlate_plane<L: Lanes, const K: usize, const S: usize>(
     let ([height, width], [above, left]) = (reading.to, reading.padding.map(|p| p as isize));
     for col in (0..width).step_by(L::N) {
         let halves = halves::<L, S>(width - col);
-        let windows = windows::<L, K>(machine, reading.from[1], (col * S) as isize - left);
+        let start = (col * S) as isize - left;
+        let windows = windows::<L, K>(machine, reading.from[1], start, halves);
         for first in (0..height).step_by(ROWS) {
             let mut sums = [[machine.splat(bias); 2]; ROWS];
             for at in 0..(ROWS - 1) * S + K {
@@ -379,7 +382,14 @@ fn products<L: Lanes, const K: usize, const S: usize>(
             }
             for col in (0..width).step_by(L::N) {
                 let halves = halves::<L, S>(width - col);
-                let windows = windows::<L, K>(machine, reading.from[1], (col * S) as isize - left);
+                let start = (col * S) as isize - left;
+                let mut windows = windows::<L, K>(machine, reading.from[1], start, halves);
+                if S == 2 {
+                    // Pixels that are passed over count for nothing, even where they are infinite.
+                    for window in windows.as_flattened_mut() {
+                        *window = window.even();
+                    }
+                }
                 for row in 0..height {
                     let grad = machine.of(&grad[..(row + 1) * width], row * width + col);
                     // With zeros where the stride passes over pixels.

@@ -292,6 +292,27 @@ mod tests {
     }
 
     #[test]
+    fn pixels_a_stride_passes_over_count_for_nothing() {
+        let options = ConvOptions {
+            groups: 2,
+            ..ConvOptions::new([2; 2], [0; 2])
+        };
+        let geometry = Geometry::new([1, 2, 9, 35], [2, 1, 3, 3], options);
+        let mut x = numbers(geometry.input_shape());
+        let grad = numbers(geometry.output_shape());
+        // Of each row the second column, which only the middle of the kernel reads.
+        x.iter_mut()
+            .skip(1)
+            .step_by(35)
+            .for_each(|x| *x = f32::INFINITY);
+        for isa in Isa::available() {
+            let found = depthwise::weight_gradient(isa, &geometry, &x, &grad);
+            let finite: Vec<bool> = found.iter().map(|found| found.is_finite()).collect();
+            assert_eq!(finite, [true, false, true].repeat(6), "{isa:?} {found:?}");
+        }
+    }
+
+    #[test]
     fn minimal_filtering_gives_the_same() {
         // [batch, channels in, channels out, height, width, kernel, stride, padding]
         for [batch, c_in, c_out, height, width, kernel, stride, padding] in [
