@@ -261,7 +261,7 @@ vectorized! {
             for ((place, (row, _)), sum) in rows().zip(all) {
                 if sum.is_nan() || sum >= FAR {
                     let top = max(machine, row);
-                    let [sum] = sums(machine, [row], |[x]| [(x - top).exp()]);
+                    let [sum] = sums(machine, [row], |[x]| [(x - top).exp_of_negative()]);
                     totals[place] = top + sum.ln();
                 }
             }
@@ -392,14 +392,14 @@ vectorized! {
                 for (out, row) in blocks.by_ref().zip(row.chunks_exact(BLOCK * L::N)) {
                     for at in (0..BLOCK * L::N).step_by(L::N) {
                         let x = machine.of(row, at);
-                        (((x - *total).exp() - less) * scale).write(&mut out[at..]);
+                        (((x - *total).exp_of_negative() - less) * scale).write(&mut out[at..]);
                     }
                 }
                 let out = blocks.into_remainder();
                 let row = &row[row.len() - out.len()..];
                 for at in (0..out.len()).step_by(L::N) {
                     let x = machine.of(row, at);
-                    (((x - *total).exp() - less) * scale).write(&mut out[at..]);
+                    (((x - *total).exp_of_negative() - less) * scale).write(&mut out[at..]);
                 }
             }
             for column in whole..width {
@@ -407,7 +407,8 @@ vectorized! {
                 for (x, row) in x.iter_mut().zip(logits.chunks_exact(width)) {
                     *x = row[column];
                 }
-                let x = ((machine.of(&x, 0) - machine.of(totals, 0)).exp() - less) * scale;
+                let x = (machine.of(&x, 0) - machine.of(totals, 0)).exp_of_negative();
+                let x = (x - less) * scale;
                 for (out, x) in out.chunks_exact_mut(width).zip(x.lanes()) {
                     out[column].write(x);
                 }

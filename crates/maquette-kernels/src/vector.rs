@@ -288,12 +288,18 @@ impl<L: Lanes> Vector<L> {
     /// Below -87 it is about 1e-38, above 88 about 1e38; a NaN stays one.
     #[inline(always)]
     pub(crate) fn exp(self) -> Self {
+        self.splat(88.0).min(self).exp_of_negative()
+    }
+
+    /// [`Self::exp`] of what is known to be at most 88: logits less the largest, squares times minus one.
+    #[inline(always)]
+    pub(crate) fn exp_of_negative(self) -> Self {
         /// Adding it rounds to an integer, whose lowest bits then are an exponent's.
         const ROUND: f32 = 12_582_912.0 + 127.0;
         /// ln 2 in two parts, so that the product of the first with `n` is exact.
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         let of = |value| self.splat(value);
-        let x = of(-87.0).max(of(88.0).min(self));
+        let x = of(-87.0).max(self);
         let rounded = x.mul_add(of(std::f32::consts::LOG2_E), of(ROUND));
         let n = rounded - ROUND;
         let r = n.neg_mul_add(of(LN_2[1]), n.neg_mul_add(of(LN_2[0]), x));
@@ -320,7 +326,7 @@ impl<L: Lanes> Vector<L> {
     /// `log(1 + e^x)`, to a few units in the last place.
     #[inline(always)]
     pub(crate) fn softplus(self) -> Self {
-        let t = (-self.abs()).exp();
+        let t = (-self.abs()).exp_of_negative();
         // log(1 + t) = 2 artanh(s) with s = t / (2 + t), at most 1/3: seven terms of its series.
         let s = t / (t + 2.0);
         let square = s * s;

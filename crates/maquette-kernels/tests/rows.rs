@@ -52,6 +52,16 @@ fn activations_pass_a_nan_on() {
 }
 
 #[test]
+fn activations_grow_with_their_argument() {
+    let x = Tensor::<1>::from_floats([f32::INFINITY, 1e30, -1e30], &Device::flex());
+    for function in [relu, silu, gelu, gelu_tanh] {
+        let out: Vec<f32> = function(x.clone()).into_data().iter().collect();
+        assert_eq!(out[..2], [f32::INFINITY, 1e30]);
+        assert!(out[2].abs() < 1e-5, "{out:?}");
+    }
+}
+
+#[test]
 fn gates_agree_with_their_definition() {
     for shape in [[1, 1], [3, 17], [129, 257]] {
         for activation in ACTIVATIONS {

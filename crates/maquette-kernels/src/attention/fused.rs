@@ -374,7 +374,7 @@ vectorized! {
             let (past, seen) = seen.split_at_mut(range.start);
             let top = max(machine, seen) * scale;
             let [all] = update(machine, seen, [], |[score]| {
-                let weight = score.mul_add(score.splat(scale), score.splat(-top)).exp();
+                let weight = score.mul_add(score.splat(scale), score.splat(-top)).exp_of_negative();
                 (weight, [weight])
             });
             let share = 1.0 / all;
@@ -489,7 +489,7 @@ vectorized! {
         // SAFETY: three slices of one length, of which two are borrowed to be changed.
         unsafe {
             let [mean] = walk(machine, len, places, |[weight, slope, mask]| {
-                let weight = weight.mul_add(weight.splat(scale), weight.splat(-total)).exp();
+                let weight = weight.mul_add(weight.splat(scale), weight.splat(-total)).exp_of_negative();
                 let slope = slope * mask;
                 ([weight, slope], [weight * slope])
             });
