@@ -4,6 +4,8 @@
 //! read its blocks once and never widen the whole. [`forward`] has what a decoder does between
 //! products, on slices.
 
+#[cfg(target_arch = "x86_64")]
+mod along;
 mod bytes;
 mod dots;
 mod format;

@@ -4,6 +4,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
+use super::along::{self, Along};
+#[cfg(target_arch = "x86_64")]
 use super::dots::Pairs;
 use super::dots::{self, Bf16, F16, F32, Numbers};
 use super::format::Format;
@@ -17,7 +19,7 @@ use crate::shared::Shared;
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Lanes, Portable};
 
-/// Rows of `x` that are multiplied at a time.
+/// Rows of `x` that unpacked blocks are multiplied with at a time.
 const TOGETHER: usize = 4;
 
 /// Rows of `x` up to which quantised blocks are unpacked where they are used; more share unpacked ones.
@@ -108,6 +110,16 @@ impl Job<'_> {
         self.weights.len() / self.rows
     }
 
+    /// # Panics
+    /// If `x` was prepared for another format.
+    pub(super) fn check<W: Words, F: Weights<W>>(&self) {
+        let row = self.columns.div_ceil(F::NUMBERS) * F::RECORD;
+        assert!(
+            self.x.len() == self.n * row,
+            "rows prepared for another format"
+        );
+    }
+
     /// Where the records of rows `first..first + N` of `x` begin, those of the last row in place of what
     /// lies after it.
     pub(super) fn records<const N: usize>(&self, first: usize) -> [*const u32; N] {
@@ -175,7 +187,16 @@ impl Kernel {
             #[cfg(target_arch = "x86_64")]
             Level::VnniBf16 | Level::Vnni if float => floats!(format, Avx512, dots_avx512),
             #[cfg(target_arch = "x86_64")]
-            Level::VnniBf16 | Level::Vnni => quantised!(format, Vnni, vnni),
+            Level::VnniBf16 | Level::Vnni => {
+                let kernel = quantised!(format, Vnni, vnni);
+                let run: Loop = match format {
+                    Format::Q4K => vnni_along::<Q4K>,
+                    Format::Q5K => vnni_along::<Q5K>,
+                    Format::Q6K => vnni_along::<Q6K>,
+                    _ => kernel.run,
+                };
+                Self { run, ..kernel }
+            }
             #[cfg(target_arch = "x86_64")]
             Level::AvxVnni | Level::Avx2 if float => floats!(format, Avx2, dots_avx2),
             #[cfg(target_arch = "x86_64")]
@@ -266,6 +287,19 @@ compiled!(
     Vnni
 );
 
+/// The same with a way of its own for one row of `x`.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
+unsafe fn vnni_along<F: Along>(job: &Job, groups: Range<usize>) {
+    // SAFETY: the caller's.
+    unsafe {
+        match job.n {
+            1 => along::run::<F>(job, groups),
+            _ => run::<Vnni, F>(job, groups),
+        }
+    }
+}
+
 /// The same of floats.
 macro_rules! compiled_dots {
     ($(#[$features:meta])? $name:ident, $lanes:ty) => {
@@ -300,52 +334,50 @@ unsafe fn dots_bf16(job: &Job, groups: Range<usize>) {
 /// As [`Kernel::run`], for these groups of rows.
 #[inline(always)]
 unsafe fn run<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
-    let numbers = F::NUMBERS;
-    let row = job.columns.div_ceil(numbers) * F::RECORD;
-    assert!(
-        job.x.len() == job.n * row,
-        "rows prepared for another format"
-    );
+    job.check::<W, F>();
     // SAFETY: the caller's.
     unsafe {
         if job.n > FEW {
             return many::<W, F>(job, groups);
         }
         for group in groups {
-            for first in (0..job.n).step_by(TOGETHER) {
-                match job.n - first {
-                    1 => few::<W, F, 1>(job, group, first),
-                    2 => few::<W, F, 2>(job, group, first),
-                    _ => few::<W, F, TOGETHER>(job, group, first),
-                }
+            match job.n {
+                0 => {}
+                1 => few::<W, F, 1>(job, group),
+                2 => few::<W, F, 2>(job, group),
+                3..=4 => few::<W, F, 4>(job, group),
+                _ => few::<W, F, FEW>(job, group),
             }
         }
     }
 }
 
-/// One group of rows with few rows of `x`.
+/// One group of rows with at most `N` rows of `x`.
 ///
 /// # Safety
 /// As [`Kernel::run`].
 #[inline(always)]
-unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize, first: usize) {
+unsafe fn few<W: Words, F: Weights<W>, const N: usize>(job: &Job, group: usize) {
     let blocks = job.columns.div_ceil(F::NUMBERS);
-    let x = job.records::<N>(first);
+    let x = job.records::<N>(0);
     // SAFETY: the caller's; block `b` of rows and records is there.
     unsafe {
         let rows = Rows::of::<W>(job, group);
         let mut sums = [[W::Floats::splat(0.0); N]; 1];
         let mut block = MaybeUninit::uninit();
         for b in 0..blocks {
-            rows.prefetch_next::<W, F>(b);
+            // In two parts: what is asked for at once keeps what is needed now waiting.
+            let (half, all) = (W::Floats::N / 2, W::Floats::N);
+            rows.prefetch_next::<W, F>(b, 0..half);
             rows.unpack::<W, F>(b, &mut block);
+            rows.prefetch_next::<W, F>(b, half..all);
             F::multiply::<1, N>(
                 [block.assume_init_ref()],
                 x.map(|x| x.add(b * F::RECORD)),
                 &mut sums,
             );
         }
-        put::<W, 1, N>(job, group, first, &sums);
+        put::<W, 1, N>(job, group, 0, &sums);
     }
 }
 
@@ -389,16 +421,16 @@ unsafe fn many<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
 }
 
 /// The rows of weights of one group.
-struct Rows {
-    from: *const u8,
-    stride: usize,
+pub(super) struct Rows {
+    pub(super) from: *const u8,
+    pub(super) stride: usize,
     /// Of the last rows of a matrix, those and rows of zeros.
     _padded: Vec<u8>,
 }
 
 impl Rows {
     #[inline(always)]
-    fn of<W: Words>(job: &Job, group: usize) -> Self {
+    pub(super) fn of<W: Words>(job: &Job, group: usize) -> Self {
         let (lanes, stride) = (W::Floats::N, job.stride());
         let here = &job.weights[group * lanes * stride..];
         let mut padded = Vec::new();
@@ -414,12 +446,11 @@ impl Rows {
         }
     }
 
-    /// As much of the next group as block `b` is of this one.
+    /// As much of the next group as block `b` of some rows is of this one.
     #[inline(always)]
-    fn prefetch_next<W: Words, F: Weights<W>>(&self, b: usize) {
-        let lanes = W::Floats::N;
-        let next = lanes * (self.stride + b * F::BYTES);
-        prefetch(self.from.wrapping_add(next), lanes * F::BYTES);
+    pub(super) fn prefetch_next<W: Words, F: Weights<W>>(&self, b: usize, rows: Range<usize>) {
+        let next = W::Floats::N * (self.stride + b * F::BYTES) + rows.start * F::BYTES;
+        prefetch(self.from.wrapping_add(next), rows.len() * F::BYTES);
     }
 
     /// # Safety
@@ -450,7 +481,7 @@ pub(super) fn prefetch(from: *const u8, bytes: usize) {
 /// # Safety
 /// As [`Kernel::run`].
 #[inline(always)]
-unsafe fn put<W: Words, const G: usize, const N: usize>(
+pub(super) unsafe fn put<W: Words, const G: usize, const N: usize>(
     job: &Job,
     group: usize,
     first: usize,

@@ -55,7 +55,7 @@ unsafe fn word<W: Words>(x: *const u32, at: usize) -> W::V {
 /// # Safety
 /// As [`word`].
 #[inline(always)]
-unsafe fn number<W: Words>(x: *const u32, at: usize) -> Float<W> {
+pub(super) unsafe fn number<W: Words>(x: *const u32, at: usize) -> Float<W> {
     // SAFETY: the caller's.
     unsafe { W::Floats::splat(f32::from_bits(x.add(at).read())) }
 }
@@ -65,7 +65,12 @@ unsafe fn number<W: Words>(x: *const u32, at: usize) -> Float<W> {
 /// # Safety
 /// The machine has the instructions of `W`.
 #[inline(always)]
-unsafe fn add_scaled<W: Words>(sum: Float<W>, total: W::V, d: Float<W>, a: Float<W>) -> Float<W> {
+pub(super) unsafe fn add_scaled<W: Words>(
+    sum: Float<W>,
+    total: W::V,
+    d: Float<W>,
+    a: Float<W>,
+) -> Float<W> {
     // SAFETY: the caller's.
     unsafe { W::Floats::mul_add(W::float(total), W::Floats::mul(d, a), sum) }
 }
@@ -206,25 +211,24 @@ impl<W: Words> Weights<W> for Q8_0 {
 /// Scale, sums of pairs of 32, and bytes of 256 numbers.
 pub(super) const AFFINE: usize = 1 + 4 + 64;
 
-/// A super-block with scales and offsets per 32.
-pub(super) struct Affine<W: Words> {
-    /// Of each part of 32 numbers.
-    levels: [[W::V; 8]; 8],
-    scales: [W::V; 8],
+/// What stands before the levels of a super-block with scales and offsets per 32.
+pub(super) struct Head<W: Words> {
+    /// Of four parts each, a byte each.
+    pub(super) scales: [W::V; 2],
     /// Of two parts each.
     offsets: [W::V; 4],
     d: Float<W>,
     e: Float<W>,
 }
 
-impl<W: Words> Affine<W> {
-    /// Writes all but the levels, from the first 16 bytes: two halves, then scales and offsets of six bits as
-    /// in `format.rs`, here of all rows at once.
+impl<W: Words> Head<W> {
+    /// From 16 bytes: two halves, then scales and offsets of six bits as in `format.rs`, here of all rows at
+    /// once.
     ///
     /// # Safety
     /// As [`Weights::unpack`].
     #[inline(always)]
-    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self) {
+    pub(super) unsafe fn of(from: *const u8, stride: usize) -> Self {
         // SAFETY: the caller's.
         unsafe {
             let [units, a, b, c] = W::columns(from, stride);
@@ -235,9 +239,62 @@ impl<W: Words> Affine<W> {
                 W::left::<4>(W::and(W::right::<6>(a), two)),
                 W::left::<4>(W::and(W::right::<6>(b), two)),
             ];
-            let [s, m] = [W::and(a, six), W::and(b, six)];
-            let t = W::or(W::and(c, four), upper_a);
+            let m = W::and(b, six);
             let n = W::or(W::and(W::right::<4>(c), four), upper_b);
+            Self {
+                scales: [W::and(a, six), W::or(W::and(c, four), upper_a)],
+                offsets: [
+                    W::pair::<0>(m),
+                    W::pair::<1>(m),
+                    W::pair::<0>(n),
+                    W::pair::<1>(n),
+                ],
+                d: W::lower_halves(units),
+                e: W::lower_halves(W::right::<16>(units)),
+            }
+        }
+    }
+
+    /// Adds the products with a record, of which `total` is what levels and scales come to.
+    ///
+    /// # Safety
+    /// As [`Weights::multiply`].
+    #[inline(always)]
+    pub(super) unsafe fn add(&self, sum: Float<W>, total: W::V, x: *const u32) -> Float<W> {
+        // SAFETY: the caller's.
+        unsafe {
+            let a = number::<W>(x, 0);
+            let minus = W::Floats::sub(W::Floats::splat(0.0), a);
+            let mut offset = W::splat(0);
+            for pair in 0..4 {
+                let x = word::<W>(x, 1 + pair);
+                offset = W::add(offset, W::dot_pairs(self.offsets[pair], x));
+            }
+            let sum = add_scaled::<W>(sum, total, self.d, a);
+            add_scaled::<W>(sum, offset, self.e, minus)
+        }
+    }
+}
+
+/// A super-block with scales and offsets per 32.
+pub(super) struct Affine<W: Words> {
+    /// Of each part of 32 numbers.
+    levels: [[W::V; 8]; 8],
+    scales: [W::V; 8],
+    head: Head<W>,
+}
+
+impl<W: Words> Affine<W> {
+    /// Writes all but the levels.
+    ///
+    /// # Safety
+    /// As [`Weights::unpack`].
+    #[inline(always)]
+    unsafe fn unpack(from: *const u8, stride: usize, to: *mut Self) {
+        // SAFETY: the caller's.
+        unsafe {
+            let head = Head::<W>::of(from, stride);
+            let [s, t] = head.scales;
             (*to).scales = [
                 W::scale::<0>(s),
                 W::scale::<1>(s),
@@ -248,14 +305,7 @@ impl<W: Words> Affine<W> {
                 W::scale::<2>(t),
                 W::scale::<3>(t),
             ];
-            (*to).offsets = [
-                W::pair::<0>(m),
-                W::pair::<1>(m),
-                W::pair::<0>(n),
-                W::pair::<1>(n),
-            ];
-            (*to).d = W::lower_halves(units);
-            (*to).e = W::lower_halves(W::right::<16>(units));
+            (&raw mut (*to).head).write(head);
         }
     }
 
@@ -293,16 +343,8 @@ impl<W: Words> Affine<W> {
                 }
             }
             for n in 0..N {
-                let a = number::<W>(x[n], 0);
-                let minus = W::Floats::sub(W::Floats::splat(0.0), a);
                 for g in 0..G {
-                    let mut offset = zero;
-                    for pair in 0..4 {
-                        let x = word::<W>(x[n], 1 + pair);
-                        offset = W::add(offset, W::dot_pairs(blocks[g].offsets[pair], x));
-                    }
-                    let sum = add_scaled::<W>(sums[g][n], totals[g][n], blocks[g].d, a);
-                    sums[g][n] = add_scaled::<W>(sum, offset, blocks[g].e, minus);
+                    sums[g][n] = blocks[g].head.add(sums[g][n], totals[g][n], x[n]);
                 }
             }
         }

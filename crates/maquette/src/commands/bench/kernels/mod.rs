@@ -29,6 +29,8 @@ pub(super) struct Case {
     pub(super) precision: Precision,
     /// Does it once.
     pub(super) run: Box<dyn FnMut()>,
+    /// What Burn does instead, where that is not the same with its own operators.
+    pub(super) plain: Option<Box<dyn FnMut()>>,
 }
 
 /// The work that bounds a kernel from below.
@@ -49,7 +51,14 @@ impl Case {
             work,
             precision: Precision::F32,
             run: Box::new(run),
+            plain: None,
         }
+    }
+
+    /// Beside `plain`, which is what Burn does instead.
+    pub(super) fn beside(mut self, plain: impl FnMut() + 'static) -> Self {
+        self.plain = Some(Box::new(plain));
+        self
     }
 
     /// The same with products of bf16.
@@ -217,9 +226,10 @@ fn time(case: &mut Case, rounds: u32) -> [f64; 2] {
             let (began, mut runs) = (Instant::now(), 0.0);
             let mut seconds = 0.0;
             while seconds < MEASURE {
-                match side {
-                    0 => (case.run)(),
-                    _ => composed(&mut case.run),
+                match (side, &mut case.plain) {
+                    (0, _) => (case.run)(),
+                    (_, Some(plain)) => plain(),
+                    (_, None) => composed(&mut case.run),
                 }
                 runs += 1.0;
                 seconds = began.elapsed().as_secs_f64();

@@ -6,7 +6,33 @@ use maquette::kernels::{
     gated, gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
 };
 
+use maquette::kernels::quant::{Format, QuantMatrix};
+
 use super::{Case, Work, plain, random, train};
+
+/// One row times a matrix in each of a file's number formats, larger than any cache: what decoding one text
+/// consists of. Burn has no such formats and multiplies 32-bit floats.
+fn decoding() -> impl Iterator<Item = Case> {
+    let [rows, columns, different] = [1 << 14, 1 << 11, 16];
+    // A few rows of numbers, again and again.
+    let some = plain([different, columns]);
+    let weight = some.clone().repeat_dim(0, rows / different).transpose();
+    let row = some.clone().slice_dim(0, 0..1);
+    let some: Vec<f32> = some.into_data().iter().collect();
+    Format::ALL.into_iter().map(move |format| {
+        let bytes = format.encode(&some).repeat(rows / different);
+        let floats = bytes.len() / size_of::<f32>();
+        let matrix = QuantMatrix::new(format, rows, columns, bytes.into()).expect("whole rows");
+        let (x, mut out) = (some[..columns].to_vec(), vec![0.0; rows]);
+        let (row, weight) = (row.clone(), weight.clone());
+        Case::new(
+            format!("1x{columns} times {rows} rows of {}", format.name()),
+            Work::Floats(floats),
+            move || matrix.multiply(&x, &mut out),
+        )
+        .beside(move || drop(row.clone().matmul(weight.clone())))
+    })
+}
 
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -48,6 +74,7 @@ pub(super) fn cases() -> Vec<Case> {
             move || drop(attention(q.clone(), k.clone(), v.clone(), options)),
         ));
     }
+    cases.extend(decoding());
     let (x, weight, offset) = (random([2048, 384]), random([384, 1536]), random([1536]));
     cases.push(Case::new(
         "linear layer with GELU 2048x384x1536, both ways".into(),
