@@ -260,7 +260,7 @@ fn normal<L: Lanes>(x: Vector<L>) -> [Vector<L>; 2] {
     let scale = of(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2);
     let t = x.abs().mul_add(scale, of(1.0)).recip();
     let p = of(0.530_702_7).mul_add(t, of(-0.726_576));
-    let p = p.mul_add(t, of(0.710_706_87));
+    let p = p.mul_add(t, of(0.710_706_9));
     let p = p.mul_add(t, of(-0.142_248_37));
     let p = p.mul_add(t, of(0.127_414_8));
     [p * t * gauss, gauss * 0.398_942_3]
