@@ -10,6 +10,7 @@ use std::ops::Range;
 use half::f16;
 
 use super::product::{Job, prefetch};
+use super::records::Records;
 use crate::simd::{Lanes, Portable};
 use crate::vector::{MOST, Vector};
 
@@ -24,6 +25,8 @@ pub(super) trait Numbers<L: Lanes> {
     const COUNT: usize;
     /// Bytes of one.
     const BYTES: usize;
+    /// How `x` is prepared.
+    const RECORDS: Records = Records::Single(Self::COUNT);
 
     /// # Safety
     /// The machine has the instructions; [`Self::COUNT`] numbers are readable.
@@ -102,7 +105,7 @@ pub(super) use x86::Pairs;
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Bf16, F16, F32, Lanes, Numbers};
+    use super::{Bf16, F16, F32, Lanes, Numbers, Records};
     use crate::simd::{Avx2, Avx512};
 
     widened!(F16, Avx2, from, {
@@ -127,6 +130,7 @@ mod x86 {
         type V = __m512bh;
         const COUNT: usize = 32;
         const BYTES: usize = 2;
+        const RECORDS: Records = Records::Pairs;
 
         #[inline(always)]
         unsafe fn load(from: *const u8) -> __m512bh {

@@ -166,9 +166,9 @@ macro_rules! quantised {
 macro_rules! floats {
     ($format:expr, $lanes:ty, $loop:ident) => {
         match $format {
-            Format::F32 => Self::along::<$lanes, F32>($loop::<F32>),
-            Format::F16 => Self::along::<$lanes, F16>($loop::<F16>),
-            _ => Self::along::<$lanes, Bf16>($loop::<Bf16>),
+            Format::F32 => Self::of_floats::<$lanes, F32>($loop::<F32>),
+            Format::F16 => Self::of_floats::<$lanes, F16>($loop::<F16>),
+            _ => Self::of_floats::<$lanes, Bf16>($loop::<Bf16>),
         }
     };
 }
@@ -180,10 +180,7 @@ impl Kernel {
         let float = bf16 || matches!(format, Format::F32 | Format::F16);
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::VnniBf16 if bf16 => Self {
-                records: Records::Pairs,
-                ..Self::along::<Avx512, Pairs>(dots_bf16)
-            },
+            Level::VnniBf16 if bf16 => Self::of_floats::<Avx512, Pairs>(dots_bf16),
             #[cfg(target_arch = "x86_64")]
             Level::VnniBf16 | Level::Vnni if float => floats!(format, Avx512, dots_avx512),
             #[cfg(target_arch = "x86_64")]
@@ -219,9 +216,9 @@ impl Kernel {
     }
 
     /// Of floats.
-    fn along<L: Lanes, F: Numbers<L>>(run: Loop) -> Self {
+    fn of_floats<L: Lanes, F: Numbers<L>>(run: Loop) -> Self {
         Self {
-            records: Records::Single(F::COUNT),
+            records: F::RECORDS,
             lanes: dots::ROWS,
             block: dots::ROWS * F::COUNT * F::BYTES,
             few: L::N / dots::ROWS,
