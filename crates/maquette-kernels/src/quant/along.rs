@@ -15,24 +15,27 @@ use crate::simd::{Avx512, Lanes};
 
 /// A format read so.
 pub(super) trait Along: Weights<Vnni> {
-    /// What is shared by the rows of a block: `x`, and what was taken from all rows at once.
-    type Shared;
+    /// What its rows share.
+    type Shared: Shared;
 
-    /// # Safety
-    /// The machine has the instructions; sixteen rows have a block, and the record is whole.
-    unsafe fn begin(from: *const u8, stride: usize, x: *const u32) -> Self::Shared;
-
-    /// Sixteen integers that add up to the products of row `i`.
+    /// Sixteen integers that add up to the products of row `i`, of which `row` is the block.
     ///
     /// # Safety
-    /// As above; `row` is the block of that row.
+    /// As [`Shared::of`].
     unsafe fn total(shared: &Self::Shared, row: *const u8, i: usize) -> __m512i;
+}
+
+/// Of a block what sixteen rows share: `x`, and what is taken from all rows at once.
+pub(super) trait Shared {
+    /// # Safety
+    /// The machine has the instructions; the rows have a block, and the record is whole.
+    unsafe fn of(from: *const u8, stride: usize, x: *const u32) -> Self;
 
     /// Adds what the totals of all rows come to.
     ///
     /// # Safety
-    /// As above.
-    unsafe fn add(shared: &Self::Shared, sum: __m512, totals: __m512i, x: *const u32) -> __m512;
+    /// As [`Self::of`].
+    unsafe fn add(&self, sum: __m512, totals: __m512i, x: *const u32) -> __m512;
 }
 
 /// The outputs of some groups of rows, of one row of `x`.
@@ -52,7 +55,7 @@ pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
                     rows.from.add(b * F::BYTES),
                     job.x.as_ptr().add(b * F::RECORD),
                 );
-                let shared = F::begin(from, rows.stride, x);
+                let shared = F::Shared::of(from, rows.stride, x);
                 let mut fours = [_mm512_setzero_si512(); 4];
                 for (four, sums) in fours.iter_mut().enumerate() {
                     let mut totals = [_mm512_setzero_si512(); 4];
@@ -64,7 +67,7 @@ pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
                     }
                     *sums = added(totals);
                 }
-                sum = F::add(&shared, sum, together(fours), x);
+                sum = shared.add(sum, together(fours), x);
             }
             put::<Vnni, 1, 1>(job, group, 0, &[[sum]]);
         }
@@ -164,8 +167,29 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// Of row `i`, whose levels are in that order.
+    ///
     /// # Safety
-    /// As [`Along::begin`].
+    /// As [`added`].
+    #[inline(always)]
+    unsafe fn total(&self, levels: [__m512i; 4], i: usize) -> __m512i {
+        // SAFETY: the caller's.
+        unsafe {
+            // Bytes 0 and 2, or 1 and 3, as words; nothing above them.
+            const NONE: i32 = 0x8080_8000_u32.cast_signed();
+            let pick = [split(NONE, NONE | 2), split(NONE | 1, NONE | 3)];
+            let mut sum = _mm512_setzero_si512();
+            for (k, levels) in levels.into_iter().enumerate() {
+                let scales = _mm512_set1_epi32(self.scales[k / 2][i]);
+                let scales = _mm512_shuffle_epi8(scales, pick[k % 2]);
+                sum = scaled(sum, levels, self.x[k], scales);
+            }
+            sum
+        }
+    }
+}
+
+impl Shared for Parts {
     #[inline(always)]
     unsafe fn of(from: *const u8, stride: usize, x: *const u32) -> Self {
         // SAFETY: the caller's; a record has eight parts of eight words after five.
@@ -191,36 +215,15 @@ impl Parts {
         }
     }
 
-    /// Of row `i`, whose levels are in that order.
-    ///
-    /// # Safety
-    /// As [`added`].
     #[inline(always)]
-    unsafe fn total(&self, levels: [__m512i; 4], i: usize) -> __m512i {
+    unsafe fn add(&self, sum: __m512, totals: __m512i, x: *const u32) -> __m512 {
         // SAFETY: the caller's.
-        unsafe {
-            // Bytes 0 and 2, or 1 and 3, as words; nothing above them.
-            const NONE: i32 = 0x8080_8000_u32.cast_signed();
-            let pick = [split(NONE, NONE | 2), split(NONE | 1, NONE | 3)];
-            let mut sum = _mm512_setzero_si512();
-            for (k, levels) in levels.into_iter().enumerate() {
-                let scales = _mm512_set1_epi32(self.scales[k / 2][i]);
-                let scales = _mm512_shuffle_epi8(scales, pick[k % 2]);
-                sum = scaled(sum, levels, self.x[k], scales);
-            }
-            sum
-        }
+        unsafe { self.head.add(sum, totals, x) }
     }
 }
 
 impl Along for Q4K {
     type Shared = Parts;
-
-    #[inline(always)]
-    unsafe fn begin(from: *const u8, stride: usize, x: *const u32) -> Parts {
-        // SAFETY: the caller's.
-        unsafe { Parts::of(from, stride, x) }
-    }
 
     #[inline(always)]
     unsafe fn total(shared: &Parts, row: *const u8, i: usize) -> __m512i {
@@ -240,22 +243,10 @@ impl Along for Q4K {
             shared.total(levels, i)
         }
     }
-
-    #[inline(always)]
-    unsafe fn add(shared: &Parts, sum: __m512, totals: __m512i, x: *const u32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { shared.head.add(sum, totals, x) }
-    }
 }
 
 impl Along for Q5K {
     type Shared = Parts;
-
-    #[inline(always)]
-    unsafe fn begin(from: *const u8, stride: usize, x: *const u32) -> Parts {
-        // SAFETY: the caller's.
-        unsafe { Parts::of(from, stride, x) }
-    }
 
     #[inline(always)]
     unsafe fn total(shared: &Parts, row: *const u8, i: usize) -> __m512i {
@@ -284,12 +275,6 @@ impl Along for Q5K {
             shared.total(joined, i)
         }
     }
-
-    #[inline(always)]
-    unsafe fn add(shared: &Parts, sum: __m512, totals: __m512i, x: *const u32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { shared.head.add(sum, totals, x) }
-    }
 }
 
 /// `x` as it is, and the units of all rows.
@@ -300,24 +285,32 @@ pub(super) struct Sixteens {
     starts: __m512i,
 }
 
-impl Along for Q6K {
-    type Shared = Sixteens;
-
+impl Shared for Sixteens {
     #[inline(always)]
-    unsafe fn begin(from: *const u8, stride: usize, x: *const u32) -> Sixteens {
+    unsafe fn of(from: *const u8, stride: usize, x: *const u32) -> Self {
         // SAFETY: the caller's; a record is a scale, 16 starts and 64 words.
         unsafe {
             let mut vectors = [_mm512_setzero_si512(); 4];
             for (i, vector) in vectors.iter_mut().enumerate() {
                 *vector = _mm512_loadu_si512(x.add(17 + 16 * i).cast());
             }
-            Sixteens {
+            Self {
                 d: Vnni::halves(from.add(208), stride),
                 x: vectors,
                 starts: _mm512_loadu_si512(x.add(1).cast()),
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(&self, sum: __m512, totals: __m512i, x: *const u32) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { add_scaled::<Vnni>(sum, totals, self.d, number::<Vnni>(x, 0)) }
+    }
+}
+
+impl Along for Q6K {
+    type Shared = Sixteens;
 
     #[inline(always)]
     unsafe fn total(shared: &Sixteens, row: *const u8, _: usize) -> __m512i {
@@ -353,11 +346,5 @@ impl Along for Q6K {
             }
             sum
         }
-    }
-
-    #[inline(always)]
-    unsafe fn add(shared: &Sixteens, sum: __m512, totals: __m512i, x: *const u32) -> __m512 {
-        // SAFETY: the caller's.
-        unsafe { add_scaled::<Vnni>(sum, totals, shared.d, number::<Vnni>(x, 0)) }
     }
 }
