@@ -29,8 +29,8 @@ pub(super) struct Case {
     pub(super) precision: Precision,
     /// Does it once.
     pub(super) run: Box<dyn FnMut()>,
-    /// What Burn does instead, where that is not the same with its own operators.
-    pub(super) plain: Option<Box<dyn FnMut()>>,
+    /// Whether Burn has operators for it.
+    pub(super) composed: bool,
 }
 
 /// The work that bounds a kernel from below.
@@ -51,14 +51,16 @@ impl Case {
             work,
             precision: Precision::F32,
             run: Box::new(run),
-            plain: None,
+            composed: true,
         }
     }
 
-    /// Beside `plain`, which is what Burn does instead.
-    pub(super) fn beside(mut self, plain: impl FnMut() + 'static) -> Self {
-        self.plain = Some(Box::new(plain));
-        self
+    /// The same where Burn has nothing to measure it against.
+    pub(super) fn alone(self) -> Self {
+        Self {
+            composed: false,
+            ..self
+        }
     }
 
     /// The same with products of bf16.
@@ -186,10 +188,14 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
         };
         let (rate, share) = (amount / ours / 1e9, amount / ours / ceiling);
         output.line(format_args!(
-            "{:58} {:>9.3} {:>9.3} {:>7.3} {unit:5} {:>7.1} {:>6.1} {:>5.0}%",
+            "{:58} {:>9.3} {:>9} {:>7.3} {unit:5} {:>7.1} {:>6.1} {:>5.0}%",
             case.name,
             ours * 1e3,
-            plain * 1e3,
+            if case.composed {
+                format!("{:.3}", plain * 1e3)
+            } else {
+                "-".into()
+            },
             amount / 1e9,
             rate,
             ceiling / 1e9,
@@ -201,7 +207,8 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
         };
         results.push(json!({
             "suite": case.name, "precision": precision, "unit": format!("{unit}/s"), "ours": rate,
-            "peer": amount / plain / 1e9, "peer_name": "plain Burn", "ratio": plain / ours,
+            "peer": case.composed.then(|| amount / plain / 1e9), "peer_name": "plain Burn",
+            "ratio": case.composed.then(|| plain / ours),
             "work": amount, "most": ceiling / 1e9, "share": share, "peak_mb": Value::Null, "peer_peak_mb": Value::Null,
         }));
     }
@@ -218,18 +225,19 @@ pub(crate) fn run(args: &BenchKernelsArgs, output: Output) -> miette::Result<()>
 /// for what its threads do between two of them is not its own time.
 const MEASURE: f64 = 2e-3;
 
-/// The fastest of some measures with the kernels and without, taken in turn, in seconds of a run.
+/// The fastest of some measures with the kernels and without, taken in turn, in seconds of a run; infinity
+/// without if Burn has nothing like it.
 fn time(case: &mut Case, rounds: u32) -> [f64; 2] {
     let mut best = [f64::INFINITY; 2];
     for _ in 0..=rounds {
-        for (side, best) in best.iter_mut().enumerate() {
+        let sides = if case.composed { 2 } else { 1 };
+        for (side, best) in best.iter_mut().enumerate().take(sides) {
             let (began, mut runs) = (Instant::now(), 0.0);
             let mut seconds = 0.0;
             while seconds < MEASURE {
-                match (side, &mut case.plain) {
-                    (0, _) => (case.run)(),
-                    (_, Some(plain)) => plain(),
-                    (_, None) => composed(&mut case.run),
+                match side {
+                    0 => (case.run)(),
+                    _ => composed(&mut case.run),
                 }
                 runs += 1.0;
                 seconds = began.elapsed().as_secs_f64();
