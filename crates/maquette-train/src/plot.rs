@@ -191,8 +191,9 @@ pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f6
                 .and_then(|i| columns.get(i).cloned())
                 .unwrap_or_default()
         };
-        let mut chart =
-            builder(canvas, frame).build_cartesian_2d(-0.5..width - 0.5, height - 0.5..-0.5)?;
+        let mut chart = builder(canvas, frame)
+            .y_label_area_size(room(frame, rows))
+            .build_cartesian_2d(-0.5..width - 0.5, height - 0.5..-0.5)?;
         let mut mesh = chart.configure_mesh();
         mesh.disable_mesh()
             .axis_style(INK.mix(0.5))
@@ -236,6 +237,13 @@ pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f6
         }))?;
         Ok(())
     })
+}
+
+/// What the longest of some names takes left of an axis, at most two thirds of the frame.
+fn room(frame: &Frame, names: &[String]) -> u32 {
+    let letters = names.iter().map(|name| name.chars().count()).max();
+    let width = 11 * letters.unwrap_or(0) as u32 / 2 + 8;
+    width.max(Y_LABELS).min(2 * frame.size.0 / 3)
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -586,6 +594,13 @@ mod tests {
                 "{svg}"
             );
         }
+    }
+
+    #[test]
+    fn long_names_of_rows_have_room() {
+        let frame = Frame::new("", "", "").sized(460, 340);
+        let of = |letters: usize| room(&frame, &["a".into(), "b".repeat(letters)]);
+        assert_eq!([of(3), of(40), of(400)], [Y_LABELS, 228, 306]);
     }
 
     #[test]
