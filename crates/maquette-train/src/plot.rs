@@ -165,8 +165,13 @@ pub fn bars(frame: &Frame, labels: &[String], series: &[(String, Vec<f64>)]) -> 
     })
 }
 
-/// A matrix of values as shades, row 0 at the top; `rows` and `columns` name its edges.
+/// A matrix of values as shades, row 0 at the top; `rows` and `columns` name its edges. A frame too narrow
+/// for the names is widened.
 pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f64>]) -> String {
+    let names = room(rows);
+    let cells = columns.len() as u32 * (wide(columns) + MARGIN / 2);
+    let (width, height) = frame.size;
+    let frame = &(frame.clone()).sized(width.max(names + cells + 3 * MARGIN), height);
     draw(frame, |canvas| {
         let (height, width) = (values.len().max(1) as f64, columns.len().max(1) as f64);
         let finite = || {
@@ -192,7 +197,7 @@ pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f6
                 .unwrap_or_default()
         };
         let mut chart = builder(canvas, frame)
-            .y_label_area_size(room(frame, rows))
+            .y_label_area_size(names)
             .build_cartesian_2d(-0.5..width - 0.5, height - 0.5..-0.5)?;
         let mut mesh = chart.configure_mesh();
         mesh.disable_mesh()
@@ -239,11 +244,15 @@ pub fn heat(frame: &Frame, rows: &[String], columns: &[String], values: &[Vec<f6
     })
 }
 
-/// What the longest of some names takes left of an axis, at most two thirds of the frame.
-fn room(frame: &Frame, names: &[String]) -> u32 {
+/// What the longest of some names takes left of an axis.
+fn room(names: &[String]) -> u32 {
+    Y_LABELS.max(wide(names) + 8)
+}
+
+/// How wide the longest of some names is, about.
+fn wide(names: &[String]) -> u32 {
     let letters = names.iter().map(|name| name.chars().count()).max();
-    let width = 11 * letters.unwrap_or(0) as u32 / 2 + 8;
-    width.max(Y_LABELS).min(2 * frame.size.0 / 3)
+    11 * letters.unwrap_or(0) as u32 / 2
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -597,10 +606,16 @@ mod tests {
     }
 
     #[test]
-    fn long_names_of_rows_have_room() {
+    fn long_names_have_room() {
+        let names = |letters: usize| vec!["a".to_owned(), "b".repeat(letters)];
+        assert_eq!(
+            [3, 40].map(|letters| room(&names(letters))),
+            [Y_LABELS, 228]
+        );
         let frame = Frame::new("", "", "").sized(460, 340);
-        let of = |letters: usize| room(&frame, &["a".into(), "b".repeat(letters)]);
-        assert_eq!([of(3), of(40), of(400)], [Y_LABELS, 228, 306]);
+        let of = |rows, columns| heat(&frame, &names(rows), &names(columns), &[vec![0.0, 1.0]]);
+        assert!(of(40, 6).contains("width=\"460\""));
+        assert!(of(40, 30).contains("width=\"606\""));
     }
 
     #[test]

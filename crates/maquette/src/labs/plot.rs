@@ -86,16 +86,25 @@ pub fn panels(charts: &[Chart]) -> String {
 
 /// Panels, each an SVG document, side by side in one document.
 pub fn beside(svgs: &[String]) -> String {
-    let (width, height) = PANEL;
-    let all = width * svgs.len() as u32;
-    let placed = |(i, svg): (usize, &String)| {
-        svg.replacen("<svg ", &format!("<svg x=\"{}\" ", width * i as u32), 1)
-    };
-    let inner: String = svgs.iter().enumerate().map(placed).collect();
+    let (mut all, height) = (0, PANEL.1);
+    let mut inner = String::new();
+    for svg in svgs {
+        inner += &svg.replacen("<svg ", &format!("<svg x=\"{all}\" "), 1);
+        all += width(svg);
+    }
     format!(
         "<svg width=\"{all}\" height=\"{height}\" viewBox=\"0 0 {all} {height}\" \
          xmlns=\"http://www.w3.org/2000/svg\">\n{inner}</svg>\n"
     )
+}
+
+/// How wide a panel says it is.
+fn width(svg: &str) -> u32 {
+    let said = svg
+        .split_once(" width=\"")
+        .and_then(|(_, rest)| rest.split_once('"'));
+    said.and_then(|(width, _)| width.parse().ok())
+        .unwrap_or(PANEL.0)
 }
 
 /// Named groups of rows of small pictures as a panel.
