@@ -1,12 +1,11 @@
 //! What language models are made of, at the sizes of `gpt-tiny` and `gpt-baby`.
 
 use maquette::burn::tensor::{Device, Int, Tensor};
+use maquette::kernels::quant::{Format, QuantMatrix};
 use maquette::kernels::{
     Activation, AttentionOptions, Dropout, activate, attention, cross_entropy, dropout, embedding,
     gated, gelu_tanh, layer_norm, linear, rms_norm, rotary, self_attention,
 };
-
-use maquette::kernels::quant::{Format, QuantMatrix};
 
 use super::{Case, Work, plain, random, train};
 
