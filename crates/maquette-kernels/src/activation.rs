@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::dispatch::{contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{GRAIN, map, update, vectorized};
+use crate::pieces::{BEYOND, FAR, SLOPE};
 use crate::simd::{Isa, Lanes};
 use crate::vector::Vector;
 
@@ -121,7 +122,7 @@ impl Activation {
             Self::Relu => x.splat(0.0).greater(x, x.splat(0.0), x),
             Self::LeakyRelu(slope) => x * x.greater(x.splat(0.0), x.splat(1.0), x.splat(slope)),
             Self::Silu => x * x.sigmoid(),
-            Self::Gelu => gelu_of(x, normal(x)[0]),
+            Self::Gelu => gelu_of(x),
             Self::GeluTanh => {
                 let inner = (x * x).mul_add(x.splat(CUBIC), x.splat(LINEAR));
                 x * (x * inner).sigmoid()
@@ -146,9 +147,8 @@ impl Activation {
                 [y, y.mul_add(one - s, s)]
             }
             Self::Gelu => {
-                let [beyond, density] = normal(x);
-                let below = x.greater(x.splat(0.0), one - beyond, beyond);
-                [gelu_of(x, beyond), x.mul_add(density, below)]
+                let slope = SLOPE.at(x.abs());
+                [gelu_of(x), x.greater(x.splat(0.0), one - slope, slope)]
             }
             Self::GeluTanh => {
                 let square = x * x;
@@ -251,25 +251,10 @@ impl Backward<Flex, 1> for ActivationBackward {
     }
 }
 
-/// `P(Z > |x|)` and the density at `x` of a standard normal `Z`; Abramowitz and Stegun 1964, 7.1.26, of which
-/// the coefficients are halved.
+/// `x P(Z < x)`
 #[inline(always)]
-fn normal<L: Lanes>(x: Vector<L>) -> [Vector<L>; 2] {
-    let of = |value| x.splat(value);
-    let gauss = (x * x * -0.5).exp_of_negative();
-    let scale = of(0.327_591_1 * std::f32::consts::FRAC_1_SQRT_2);
-    let t = x.abs().mul_add(scale, of(1.0)).recip();
-    let p = of(0.530_702_7).mul_add(t, of(-0.726_576));
-    let p = p.mul_add(t, of(0.710_706_9));
-    let p = p.mul_add(t, of(-0.142_248_37));
-    let p = p.mul_add(t, of(0.127_414_8));
-    [p * t * gauss, gauss * 0.398_942_3]
-}
-
-/// `x P(Z < x)` where `beyond` is `P(Z > |x|)`.
-#[inline(always)]
-fn gelu_of<L: Lanes>(x: Vector<L>, beyond: Vector<L>) -> Vector<L> {
-    // A NaN stays one; of an infinity, nothing lies beyond.
-    let (positive, size) = (x.splat(0.0).max(x), x.splat(1e9).min(x.abs()));
-    size.neg_mul_add(beyond, positive)
+fn gelu_of<L: Lanes>(x: Vector<L>) -> Vector<L> {
+    // A NaN stays one; of what is far below zero, nothing is left.
+    let (positive, size) = (x.splat(0.0).max(x), x.splat(FAR).min(x.abs()));
+    size.neg_mul_add(BEYOND.at(size), positive)
 }

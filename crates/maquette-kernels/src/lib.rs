@@ -31,6 +31,7 @@ mod map;
 mod matrix;
 pub mod optimizer;
 pub mod paged;
+mod pieces;
 mod planes;
 mod pool;
 mod precision;

@@ -105,6 +105,8 @@ pub(crate) trait Lanes {
     unsafe fn abs(a: Self::V) -> Self::V;
     /// The number whose exponent is the lowest eight bits of `a`, and nothing else: `2^(bits - 127)`.
     unsafe fn exponent(a: Self::V) -> Self::V;
+    /// Of sixteen numbers those whose places are the lowest four bits of `places`.
+    unsafe fn choose(places: Self::V, of: &[f32; 16]) -> Self::V;
     /// `yes` where `a > b`, else `no`, also where either is a NaN.
     unsafe fn greater(a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// `yes` where `a` is a NaN, else `no`.
@@ -211,6 +213,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn exponent(a: __m512) -> __m512 {
             unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))) }
+        }
+        #[inline(always)]
+        unsafe fn choose(places: __m512, of: &[f32; 16]) -> __m512 {
+            unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(places), Self::load(of.as_ptr())) }
         }
         #[inline(always)]
         unsafe fn greater(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
@@ -350,6 +356,17 @@ mod x86 {
         #[inline(always)]
         unsafe fn exponent(a: __m256) -> __m256 {
             unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))) }
+        }
+        #[inline(always)]
+        unsafe fn choose(places: __m256, of: &[f32; 16]) -> __m256 {
+            unsafe {
+                let places = _mm256_castps_si256(places);
+                let low = _mm256_permutevar8x32_ps(Self::load(of.as_ptr()), places);
+                let high = _mm256_permutevar8x32_ps(Self::load(of.as_ptr().add(8)), places);
+                // The fourth bit becomes the sign, which chooses between halves.
+                let half = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(places));
+                _mm256_blendv_ps(low, high, half)
+            }
         }
         #[inline(always)]
         unsafe fn greater(a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
@@ -495,6 +512,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn exponent(a: [f32; 4]) -> [f32; 4] {
         a.map(|a| f32::from_bits(a.to_bits() << 23))
+    }
+    #[inline(always)]
+    unsafe fn choose(places: [f32; 4], of: &[f32; 16]) -> [f32; 4] {
+        places.map(|place| of[(place.to_bits() & 15) as usize])
     }
     #[inline(always)]
     unsafe fn greater(a: [f32; 4], b: [f32; 4], yes: [f32; 4], no: [f32; 4]) -> [f32; 4] {

@@ -214,6 +214,13 @@ impl<L: Lanes> Vector<L> {
         Self(unsafe { L::first(self.0, count) })
     }
 
+    /// Of sixteen numbers those whose places are the lowest four bits of each lane.
+    #[inline(always)]
+    pub(crate) fn choose(self, of: &[f32; MOST]) -> Self {
+        // SAFETY: the vector proves that the machine has the instructions.
+        Self(unsafe { L::choose(self.0, of) })
+    }
+
     /// The sum of all lanes.
     #[inline(always)]
     pub(crate) fn total(self) -> f32 {
