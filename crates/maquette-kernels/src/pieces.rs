@@ -163,7 +163,11 @@ mod tests {
     /// Of a table of the normal distribution (Abramowitz and Stegun 1964, table 26.1).
     #[test]
     fn the_tail_is_the_normal_one() {
-        for (a, beyond) in [(0.0, 0.5), (1.0, 0.158_655_253_931), (3.0, 0.001_349_898_032)] {
+        for (a, beyond) in [
+            (0.0, 0.5),
+            (1.0, 0.158_655_253_931),
+            (3.0, 0.001_349_898_032),
+        ] {
             assert!((tail(a)[0] - beyond).abs() < 1e-12);
         }
         assert!((tail(1.0)[1] - 0.241_970_724_519).abs() < 1e-12);

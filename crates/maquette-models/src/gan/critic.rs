@@ -6,6 +6,7 @@ use burn::{
 };
 
 use super::condition::beside;
+use super::growth::Growth;
 use super::layer::{Layer, LayerConfig, PlainDense};
 use super::minibatch::{Minibatch, with_deviation};
 use super::stage::{Residual, Resize, Stage};
@@ -15,6 +16,10 @@ use super::{Conditioning, CriticConfig, GanConfig, Network, halvings};
 #[derive(Module, Debug)]
 pub struct Critic {
     body: Vec<Stage>,
+    /// What let images of the smaller sizes in, the smallest first, where the players grow.
+    doors: Vec<Layer>,
+    #[module(skip)]
+    growth: Growth,
     minibatch: Option<Minibatch>,
     head: Layer,
     /// What classes have to do with features: a vector each, or a score for each.
@@ -38,7 +43,7 @@ pub struct Judgement {
 }
 
 impl Critic {
-    pub(super) fn new(config: &GanConfig, device: &Device) -> Self {
+    pub(super) fn new(config: &GanConfig, growth: Growth, device: &Device) -> Self {
         let CriticConfig {
             spectral_norm: spectral,
             minibatch_deviation: deviation,
@@ -58,6 +63,11 @@ impl Critic {
         let n = config.n_classes;
         Self {
             body,
+            doors: growth
+                .smaller()
+                .map(|level| door(config, level, device))
+                .collect(),
+            growth,
             minibatch: minibatch.map(|minibatch| Minibatch::new(minibatch, features, device)),
             head: last.dense(seen, 1, device),
             classes: match config.conditioning() {
@@ -84,7 +94,7 @@ impl Critic {
     /// - labels: one-hot, `[batch, n_classes]`; none where the critic knows no classes
     pub fn judge_as(&self, x: Tensor<4>, labels: Option<Tensor<2>>) -> Judgement {
         let x = self.seen(x, labels.clone());
-        let x = self.body.iter().fold(x, |x, stage| stage.forward(x));
+        let x = self.growth.fall(&self.body, &self.doors, x);
         let features: Tensor<2> = x.flatten(1, 3);
         let mut seen = features.clone();
         if let Some(minibatch) = &self.minibatch {
@@ -137,14 +147,9 @@ impl Critic {
             "scores depend on their batch"
         );
         let [batch, channels, height, width] = x.dims();
-        let mut h = self.seen(x.detach(), labels.clone());
-        let [_, told, ..] = h.dims();
-        let mut traces = Vec::with_capacity(self.body.len());
-        for stage in &self.body {
-            let (y, trace) = stage.traced(h);
-            traces.push(trace);
-            h = y;
-        }
+        let x = self.seen(x.detach(), labels.clone());
+        let [_, told, ..] = x.dims();
+        let (h, fall) = self.growth.traced_fall(&self.body, &self.doors, x);
         let vectors = match (self.conditioning, &self.classes, labels) {
             (Some(Conditioning::Projection), Some(vectors), Some(labels)) => {
                 Some(dense(vectors, labels).reshape(h.dims()))
@@ -161,9 +166,7 @@ impl Critic {
             scores = scores + (vectors.clone() * h).flatten::<2>(1, 3).sum_dim(1);
             grad = grad + vectors;
         }
-        for (stage, trace) in self.body.iter().rev().zip(traces.into_iter().rev()) {
-            grad = stage.pullback(trace, grad);
-        }
+        let grad = self.growth.pullback(&self.body, &self.doors, fall, grad);
         // The labels' channels are no part of the example.
         let grad = grad
             .reshape([batch, told / self.pack, height, width])
@@ -193,6 +196,11 @@ impl Critic {
             .collect()
     }
 
+    /// How large the images are that both players play at from this step on, where they grow.
+    pub fn grow(&self, step: u64) {
+        self.growth.set(step);
+    }
+
     /// Examples judged together.
     pub(super) fn pack(&self) -> usize {
         self.pack
@@ -201,6 +209,7 @@ impl Critic {
     /// Before each update: one more round of the power iterations of spectral normalisation.
     pub fn renew(&self) {
         self.body.iter().for_each(Stage::renew);
+        self.doors.iter().for_each(Layer::renew);
         self.head.renew();
         self.classes.iter().for_each(Layer::renew);
     }
@@ -265,6 +274,25 @@ fn dcgan(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
         channels = width;
     }
     (stages, channels * side * side)
+}
+
+/// A 1x1 convolution from an image of a size to the features of that size.
+fn door(config: &GanConfig, level: usize, device: &Device) -> Layer {
+    let [_, levels] = halvings(config.image[1]);
+    let bare = LayerConfig {
+        spectral: config.critic.spectral_norm,
+        ..LayerConfig::default()
+    };
+    let (layer, width) = match config.network {
+        Network::Dcgan => {
+            let activation = Some(config.critic.activation);
+            let width = config.critic_width() << (levels - 1 - level);
+            (LayerConfig { activation, ..bare }, width)
+        }
+        // A block begins with its activation.
+        _ => (bare, config.critic_width()),
+    };
+    layer.conv([config.critic_channels(), width], 1, 1, 0, device)
 }
 
 /// Residual blocks, all but the last two of which halve the size, and a sum over places (Miyato et al.

@@ -5,7 +5,8 @@ use burn::{
     tensor::{Device, Tensor},
 };
 
-use super::layer::LayerConfig;
+use super::growth::Growth;
+use super::layer::{Layer, LayerConfig};
 use super::stage::{Residual, Resize, Stage};
 use super::style::StyleNet;
 use super::{GanConfig, Network, halvings};
@@ -14,6 +15,10 @@ use super::{GanConfig, Network, halvings};
 #[derive(Module, Debug)]
 pub struct Generator {
     net: Net,
+    /// What make images of the smaller sizes, the smallest first, where the players grow.
+    heads: Vec<Layer>,
+    #[module(skip)]
+    growth: Growth,
     image: [usize; 3],
     /// Whether pixels are bounded to `[-1, 1]`; points are not.
     bounded: bool,
@@ -26,9 +31,14 @@ enum Net {
 }
 
 impl Generator {
-    pub(super) fn new(config: &GanConfig, device: &Device) -> Self {
+    pub(super) fn new(config: &GanConfig, growth: Growth, device: &Device) -> Self {
         let [channels, height, width] = config.image;
         Self {
+            heads: growth
+                .smaller()
+                .map(|level| head(config, level, device))
+                .collect(),
+            growth,
             net: match config.network {
                 Network::Mlp => Net::Stack(mlp(config, device)),
                 Network::Dcgan => Net::Stack(dcgan(config, device)),
@@ -63,7 +73,7 @@ impl Generator {
                 let start = with_labels(z, labels);
                 let [batch, width] = start.dims();
                 let start = start.reshape([batch, width, 1, 1]);
-                let x = stages.iter().fold(start, |x, stage| stage.forward(x));
+                let x = self.growth.rise(stages, &self.heads, start);
                 let [channels, height, width] = self.image;
                 x.reshape([batch, channels, height, width])
             }
@@ -150,6 +160,17 @@ fn mlp(config: &GanConfig, device: &Device) -> Vec<Stage> {
     let last = LayerConfig::default().dense(config.width, outputs, device);
     stages.push(Stage::Layer(last));
     stages
+}
+
+/// A 1x1 convolution from the features of a size to an image.
+fn head(config: &GanConfig, level: usize, device: &Device) -> Layer {
+    let [channels, height, _] = config.image;
+    let [_, levels] = halvings(height);
+    let width = match config.network {
+        Network::Dcgan => config.width << (levels - 1 - level),
+        _ => config.width,
+    };
+    LayerConfig::default().conv([width, channels], 1, 1, 0, device)
 }
 
 /// Transposed convolutions that double the size, half the channels each (Radford et al. 2016, figure 1,

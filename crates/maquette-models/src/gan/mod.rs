@@ -10,6 +10,7 @@ mod augment;
 mod condition;
 mod critic;
 mod generator;
+mod growth;
 mod layer;
 mod loss;
 mod minibatch;
@@ -28,12 +29,14 @@ use maquette_nn::{
 use maquette_rng::Rng;
 use serde::{Deserialize, Serialize};
 
+use self::growth::Growth;
 use crate::error::{ModelError, require};
 
 pub use augment::DiffAugment;
 pub use condition::{Conditioning, one_hot};
 pub use critic::{Critic, Judgement};
 pub use generator::Generator;
+pub use growth::GrowthConfig;
 pub use layer::{Activation, NormChoice};
 pub use loss::AdversarialLoss;
 pub use minibatch::MinibatchConfig;
@@ -80,6 +83,9 @@ pub struct GanConfig {
     pub conditioning: Option<Conditioning>,
     /// Classes; the data's, where `conditioning` is set, else 0.
     pub n_classes: usize,
+    /// The players begin with small images and grow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub growing: Option<GrowthConfig>,
     /// The generator's own.
     pub generator: GeneratorConfig,
     /// The critic's own.
@@ -168,6 +174,7 @@ impl Default for GanConfig {
             n_layers: 3,
             conditioning: None,
             n_classes: 0,
+            growing: None,
             generator: GeneratorConfig::default(),
             critic: CriticConfig::default(),
         }
@@ -203,6 +210,9 @@ impl GanConfig {
                      {height}x{width}; resize the data, or take network = \"mlp\""
                 )
             })?;
+        }
+        if let Some(growing) = &self.growing {
+            growing.validate(self)?;
         }
         let known = self.n_classes == 0 || self.conditioning.is_some();
         require(known, "n_classes", || {
@@ -242,9 +252,10 @@ impl GanConfig {
         if let Err(error) = self.validate() {
             panic!("invalid GanConfig: {error}");
         }
+        let growth = Growth::new(self);
         let gan = Gan {
-            generator: Generator::new(self, device),
-            critic: Critic::new(self, device),
+            generator: Generator::new(self, growth.clone(), device),
+            critic: Critic::new(self, growth, device),
         };
         initialise(gan, rng, |slot| self.fill(slot))
     }

@@ -67,6 +67,9 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
     let sha256 = data.hash();
     let seed = recipe.train.seed;
 
+    let steps = recipe.train.total_steps(data.examples);
+    check_growth(&job.source, &recipe, steps)?;
+
     // 2. Players
     let device = job.device.clone().autodiff();
     let gan = recipe.model.init(&device, &mut rng(seed, Stream::Init, 0));
@@ -97,7 +100,7 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         generator: &recipe.generator,
         critic: &recipe.critic,
         train: &recipe.train,
-        steps: recipe.train.total_steps(data.examples),
+        steps,
         device: &device,
     };
     let painter = Painter {
@@ -158,6 +161,29 @@ fn fit_to(recipe: &mut GanImagesRecipe, data: &Images) -> Result<(), TrainError>
     recipe.model.validate().map_err(TrainError::other)?;
     let objective = recipe.objective.validate(&recipe.model);
     objective.map_err(TrainError::other)
+}
+
+/// Refuses a run that would end before its players are grown: what is saved is loaded as if they were.
+fn check_growth(source: &Source, recipe: &GanImagesRecipe, steps: u64) -> Result<(), TrainError> {
+    let Some(growing) = &recipe.model.growing else {
+        return Ok(());
+    };
+    let side = recipe.model.image[1];
+    let needed = growing.until_grown(side);
+    if steps > needed {
+        return Ok(());
+    }
+    let error = Invalid::new(
+        "steps",
+        format!(
+            "players of images of {side}x{side} are grown after {needed} steps, and the run has {steps}"
+        ),
+        format!(
+            "lower it to {} or less, or train for more steps",
+            growing.steps * steps.saturating_sub(1) / needed
+        ),
+    );
+    Err(source.locate("model.growing", error).into())
 }
 
 fn known_classes(recipe: &GanImagesRecipe, names: &[String]) -> Vec<String> {

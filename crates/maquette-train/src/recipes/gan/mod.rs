@@ -170,6 +170,7 @@ fn contest<'a, D>(
     Contest::new(
         batches,
         move |seen: Players<'_>| {
+            seen.critic.grow(seen.step);
             seen.critic.renew();
             play(seen, d_latent, seed, |turn, critic| {
                 critics.critic(critic, turn)
