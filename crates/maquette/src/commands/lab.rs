@@ -109,6 +109,16 @@ fn apart(topic: &Topic, args: &LabArgs, output: Output) -> miette::Result<LabRes
 }
 
 fn one(topic: &Topic, args: &LabArgs, output: Output) -> miette::Result<LabResult> {
+    // Looked for before the work: a full form may take an hour.
+    let handbook = match args.record {
+        true => Some(labs::handbook().ok_or_else(|| {
+            Usage::new(
+                "--record: there is no handbook/ here or above",
+                "run it inside the repository",
+            )
+        })?),
+        false => None,
+    };
     let status = Status::new(output.quiet);
     let label = format!("lab {} {}", topic.number, topic.slug);
     status.say(&label);
@@ -124,13 +134,7 @@ fn one(topic: &Topic, args: &LabArgs, output: Output) -> miette::Result<LabResul
     status.clear();
     let (result, plot) = outcome?;
     print(topic, &result, output);
-    if args.record {
-        let handbook = labs::handbook().ok_or_else(|| {
-            Usage::new(
-                "--record: there is no handbook/ here or above",
-                "run it inside the repository",
-            )
-        })?;
+    if let Some(handbook) = handbook {
         labs::record(topic, &result, &plot, &handbook).map_err(failed)?;
         output.line(format_args!(
             "recorded in {}",
