@@ -182,6 +182,16 @@ impl Geometry {
         (input, output, GRAIN.div_ceil(input.max(output)))
     }
 
+    /// Planes to be taken as one: under tiles the next plane is but more rows.
+    fn at_once(&self, planes: usize) -> usize {
+        let seamless = match self.resample {
+            Resample::Max(windows) => windows.side == 2 && windows.tile(&self.shape[2..]),
+            Resample::Mean(windows) => windows.tile(&self.shape[2..]),
+            Resample::Repeat(_) => true,
+        };
+        if seamless { planes } else { 1 }
+    }
+
     fn output_shape(&self) -> [usize; 4] {
         let [batch, channels, ..] = self.shape;
         [batch, channels, self.output[0], self.output[1]]
@@ -189,7 +199,7 @@ impl Geometry {
 }
 
 impl Geometry {
-    /// One plane, all of whose output is written.
+    /// One plane or as many as may be taken as one, all of whose output is written.
     fn forward(&self, isa: Isa, x: &[f32], out: &mut [MaybeUninit<f32>]) {
         let size = &self.shape[2..];
         let width = size[1];
@@ -212,7 +222,7 @@ impl Geometry {
         }
     }
 
-    /// The gradient of one plane, all of which is written. Only a maximum needs the input `x`.
+    /// The gradient of as many, all of which is written. Only a maximum needs the input `x`.
     fn backward(&self, isa: Isa, x: &[f32], grad: &[f32], out: &mut [MaybeUninit<f32>]) {
         let size = &self.shape[2..];
         let width = size[1];
@@ -265,12 +275,12 @@ impl FusedResample for Flex {
         let x = contiguous(x);
         let x: &[f32] = x.storage();
         let (from, to, planes) = geometry.lens();
-        let isa = Isa::detect();
+        let (isa, each) = (Isa::detect(), geometry.at_once(planes));
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_mut(planes * to)
                 .zip(x.par_chunks(planes * from))
                 .for_each(|(out, x)| {
-                    for (out, x) in out.chunks_exact_mut(to).zip(x.chunks_exact(from)) {
+                    for (out, x) in out.chunks_mut(each * to).zip(x.chunks(each * from)) {
                         geometry.forward(isa, x, out);
                     }
                 });
@@ -321,16 +331,20 @@ impl Backward<Flex, 1> for ResampleBackward {
         let [Some(node)] = ops.parents else { return };
         let grad: &[f32] = grad.storage();
         let (from, to, planes) = geometry.lens();
-        let isa = Isa::detect();
+        let (isa, each) = (Isa::detect(), geometry.at_once(planes));
         let write = |out: &mut [MaybeUninit<f32>]| {
             out.par_chunks_mut(planes * from)
                 .zip(grad.par_chunks(planes * to))
                 .enumerate()
                 .for_each(|(task, (out, grad))| {
-                    let parts = out.chunks_exact_mut(from).zip(grad.chunks_exact(to));
-                    for (plane, (out, grad)) in parts.enumerate() {
-                        let start = (task * planes + plane) * from;
-                        let x = if x.is_empty() { x } else { &x[start..][..from] };
+                    let parts = out.chunks_mut(each * from).zip(grad.chunks(each * to));
+                    for (part, (out, grad)) in parts.enumerate() {
+                        let start = (task * planes + part * each) * from;
+                        let x = if x.is_empty() {
+                            x
+                        } else {
+                            &x[start..][..out.len()]
+                        };
                         geometry.backward(isa, x, grad, out);
                     }
                 });
@@ -510,18 +524,22 @@ vectorized! {
         out: &mut [MaybeUninit<f32>],
     ) {
         let wide = width * side;
+        if side == 2 {
+            for row in 0..x.len() / width {
+                for col in (0..width).step_by(L::N) {
+                    let pixels = machine.of(x, row * width + col) * scale;
+                    for below in 0..2 {
+                        put(pixels.zip(pixels), [2 * row + below, 2 * col], wide, out);
+                    }
+                }
+            }
+            return;
+        }
         for (row, out) in out.chunks_exact_mut(side * wide).enumerate() {
             let (first, rest) = out.split_at_mut(wide);
             let x = &x[row * width..][..width];
-            if side == 2 {
-                for col in (0..width).step_by(L::N) {
-                    let pixels = machine.of(x, col) * scale;
-                    put(pixels.zip(pixels), [0, 2 * col], wide, first);
-                }
-            } else {
-                for (out, x) in first.chunks_exact_mut(side).zip(x) {
-                    out.fill(MaybeUninit::new(x * scale));
-                }
+            for (out, x) in first.chunks_exact_mut(side).zip(x) {
+                out.fill(MaybeUninit::new(x * scale));
             }
             rest.chunks_exact_mut(wide).for_each(|row| row.copy_from_slice(first));
         }
