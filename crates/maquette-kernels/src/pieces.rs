@@ -23,7 +23,7 @@ pub(crate) static SLOPE: Pieces = Pieces::of(true);
 pub(crate) struct Pieces([[f32; COUNT]; TERMS]);
 
 impl Pieces {
-    /// Of each lane, not negative; to an absolute error of `1e-7`. A NaN stays one.
+    /// Of each lane, not negative; to an absolute error of `1.2e-7`. A NaN stays one.
     #[inline(always)]
     pub(crate) fn at<L: Lanes>(&self, a: Vector<L>) -> Vector<L> {
         /// Adding it rounds to an integer, which the lowest bits then are.

@@ -44,7 +44,7 @@ impl GrowthConfig {
     /// Steps until images of this side are played at their full size.
     pub fn until_grown(&self, side: usize) -> u64 {
         let [_, levels] = halvings(side);
-        2 * levels as u64 * self.steps
+        self.steps.saturating_mul(2 * levels as u64)
     }
 
     /// Sizes passed at `step`, and of the next the share that is faded in.
@@ -80,6 +80,7 @@ impl Growth {
         0..self.levels
     }
 
+    /// To be as far as the schedule has it at `step`.
     pub(super) fn set(&self, step: u64) {
         if let Some(config) = &self.config {
             self.grown

@@ -178,10 +178,10 @@ fn check_growth(source: &Source, recipe: &GanImagesRecipe, steps: u64) -> Result
         format!(
             "players of images of {side}x{side} are grown after {needed} steps, and the run has {steps}"
         ),
-        format!(
-            "lower it to {} or less, or train for more steps",
-            growing.steps * steps.saturating_sub(1) / needed
-        ),
+        match steps.saturating_sub(1) / (needed / growing.steps) {
+            0 => format!("train for more than {needed} steps, or leave growing out"),
+            most => format!("lower it to {most} or less, or train for more steps"),
+        },
     );
     Err(source.locate("model.growing", error).into())
 }
