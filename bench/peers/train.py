@@ -219,23 +219,60 @@ class LstmLm(nn.Module):
 
 
 def generator():
-    """The generator of PyTorch's DCGAN example, for 32x32."""
+    """The generator of PyTorch's DCGAN example, for 32x32, with offsets where no norm takes them away.
+    On one pixel the first transposed convolution is a linear layer."""
     return nn.Sequential(
-        nn.ConvTranspose2d(100, 256, 4, 1, 0, bias=False), nn.BatchNorm2d(256), nn.ReLU(True),
+        nn.Linear(100, 256 * 4 * 4), nn.Unflatten(1, (256, 4, 4)), nn.BatchNorm2d(256), nn.ReLU(True),
         nn.ConvTranspose2d(256, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.ReLU(True),
         nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(True),
-        nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh(),
+        nn.ConvTranspose2d(64, 3, 4, 2, 1), nn.Tanh(),
     )  # fmt: skip
 
 
-def discriminator():
-    """Its discriminator, up to the logit."""
+def discriminator(normed):
+    """Its discriminator, up to the logit; batch norm is left out where a penalty is of each image alone."""
+
+    def layer(d_in, d_out):
+        conv = nn.Conv2d(d_in, d_out, 4, 2, 1, bias=not normed)
+        return [conv, *([nn.BatchNorm2d(d_out)] if normed else []), nn.LeakyReLU(0.2, inplace=True)]
+
     return nn.Sequential(
-        nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(64, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(128, 256, 4, 2, 1, bias=False), nn.BatchNorm2d(256), nn.LeakyReLU(0.2, inplace=True),
-        nn.Conv2d(256, 1, 4, 1, 0, bias=False), nn.Flatten(0),
+        nn.Conv2d(3, 64, 4, 2, 1), nn.LeakyReLU(0.2, inplace=True),
+        *layer(64, 128), *layer(128, 256),
+        nn.Conv2d(256, 1, 4, 1, 0), nn.Flatten(0),
     )  # fmt: skip
+
+
+def gradients(judge, x):
+    """Of each score with respect to its image, `[batch, numbers]`, to be differentiated once more."""
+    x = x.detach().requires_grad_(True)
+    return torch.autograd.grad(judge(x).sum(), x, create_graph=True)[0].flatten(1)
+
+
+def wgan_gp(judge, real, fake):
+    share = torch.rand(len(real), 1, 1, 1)
+    norms = gradients(judge, share * real + (1 - share) * fake).norm(dim=1)
+    return 10 * (norms - 1).square().mean()
+
+
+def r1(judge, real, fake):
+    return 10 / 2 * gradients(judge, real).square().sum(dim=1).mean()
+
+
+# What discriminator and generator minimise of the logits of real and of made images, and a penalty.
+softplus = F.softplus
+GAN_LOSSES = {
+    "non-saturating": (lambda r, f: softplus(-r).mean() + softplus(f).mean(), lambda r, f: softplus(-f).mean(), None),
+    "minimax": (lambda r, f: softplus(-r).mean() + softplus(f).mean(), lambda r, f: -softplus(f).mean(), None),
+    "least-squares": (
+        lambda r, f: ((r - 1).square().mean() + f.square().mean()) / 2, lambda r, f: (f - 1).square().mean() / 2, None,
+    ),
+    "hinge": (lambda r, f: F.relu(1 - r).mean() + F.relu(1 + f).mean(), lambda r, f: -f.mean(), None),
+    "relativistic": (lambda r, f: softplus(f - r).mean(), lambda r, f: softplus(r - f).mean(), None),
+    "wasserstein-clip": (lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean(), None),
+    "wgan-gp": (lambda r, f: f.mean() - r.mean(), lambda r, f: -f.mean(), wgan_gp),
+    "r1": (lambda r, f: softplus(-r).mean() + softplus(f).mean(), lambda r, f: softplus(-f).mean(), r1),
+}  # fmt: skip
 
 
 def fused_adamw(model, lr, betas, weight_decay):
@@ -295,40 +332,52 @@ def lstm(settings):
 def dcgan(settings):
     """One step of PyTorch's DCGAN example. As there, the discriminator is not frozen while the
     generator learns; `--freeze` does that too."""
-    makes, judges = generator(), discriminator()
+    judged, answered, penalty = GAN_LOSSES[settings.loss]
+    makes, judges = generator(), discriminator(normed=penalty is None)
     for module in [*makes.modules(), *judges.modules()]:
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.normal_(module.weight, std=0.02)
-    adam = lambda model: torch.optim.Adam(model.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
-    adam_makes, adam_judges = adam(makes), adam(judges)
+    clipped = settings.loss == "wasserstein-clip"
+    if clipped:
+        optimizer = lambda model: torch.optim.RMSprop(model.parameters(), lr=5e-5)
+    else:
+        optimizer = lambda model: torch.optim.Adam(model.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True)
+    moves_makes, moves_judges = optimizer(makes), optimizer(judges)
     make, judge = makes, judges
     if settings.compile:
         make, judge = torch.compile(makes), torch.compile(judges)
     images = [2 * torch.rand(64, 3, 32, 32) - 1 for _ in range(POOL)]
-    ones, zeros = torch.ones(64), torch.zeros(64)
 
     def step(index):
-        # 1. The discriminator on real images, then on made ones.
-        adam_judges.zero_grad(set_to_none=True)
+        # 1. The discriminator on real images and on made ones. A compiled module cannot be
+        # differentiated twice, so a penalty goes through the plain one.
+        moves_judges.zero_grad(set_to_none=True)
+        images_now = images[index % POOL]
         with settings.autocast():
-            real = F.binary_cross_entropy_with_logits(judge(images[index % POOL]), ones)
-        real.backward()
-        with settings.autocast():
-            made = make(torch.randn(64, 100, 1, 1))
-            fake = F.binary_cross_entropy_with_logits(judge(made.detach()), zeros)
-        fake.backward()
-        adam_judges.step()
+            made = make(torch.randn(64, 100))
+            real = judge(images_now)
+            loss = judged(real, judge(made.detach()))
+            if penalty is not None:
+                loss = loss + penalty(judges, images_now, made.detach())
+        loss.backward()
+        moves_judges.step()
+        if clipped:
+            with torch.no_grad():
+                for weight in judges.parameters():
+                    weight.clamp_(-0.01, 0.01)
         # 2. The generator, through the discriminator.
-        adam_makes.zero_grad(set_to_none=True)
+        moves_makes.zero_grad(set_to_none=True)
         if settings.freeze:
             judges.requires_grad_(False)
         with settings.autocast():
-            fooled = F.binary_cross_entropy_with_logits(judge(made), ones)
+            if settings.loss == "relativistic":
+                real = judge(images_now)
+            fooled = answered(real.detach(), judge(made))
         fooled.backward()
-        adam_makes.step()
+        moves_makes.step()
         if settings.freeze:
             judges.requires_grad_(True)
-        return (real + fake).item() + fooled.item()
+        return loss.item() + fooled.item()
 
     return sum(p.numel() for model in (makes, judges) for p in model.parameters()), step
 
@@ -350,6 +399,7 @@ def main():
     parser.add_argument("--precision", choices=["f32", "bf16"], default="f32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--loss", choices=GAN_LOSSES, default="non-saturating", help="of dcgan32")
     parser.add_argument("--freeze", action="store_true", help="dcgan32 without needless gradients")
     settings = parser.parse_args()
     bf16 = settings.precision == "bf16"

@@ -372,6 +372,19 @@ pub(crate) struct BenchTrainArgs {
     /// Number format of matrix products.
     #[arg(long, value_enum, default_value = "f32")]
     pub(crate) precision: Precision,
+    /// What the players of dcgan32 minimise, one after the other; every loss if none is named.
+    #[arg(
+        long,
+        value_name = "A,B",
+        value_enum,
+        value_delimiter = ',',
+        num_args = 0..,
+        require_equals = true,
+        default_value = "non-saturating",
+        default_missing_value = "non-saturating,minimax,least-squares,hinge,relativistic,\
+                                 wasserstein-clip,wgan-gp,r1"
+    )]
+    pub(crate) losses: Vec<GanLoss>,
     /// The Python that has PyTorch.
     #[arg(long, value_name = "PATH", default_value = "python3")]
     pub(crate) python: PathBuf,
@@ -517,9 +530,33 @@ pub(crate) struct BenchWorkerArgs {
     /// Number format of matrix products.
     #[arg(long, value_enum, default_value = "f32")]
     pub(crate) precision: Precision,
+    /// What the players of dcgan32 minimise.
+    #[arg(long, value_enum, default_value = "non-saturating")]
+    pub(crate) loss: GanLoss,
     /// Without our kernels.
     #[arg(long)]
     pub(crate) composed: bool,
+}
+
+/// The losses of `maquette bench train dcgan32`, each with what holds its critic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GanLoss {
+    /// DCGAN's own.
+    NonSaturating,
+    /// The game as first written.
+    Minimax,
+    /// Least squares.
+    LeastSquares,
+    /// Hinge.
+    Hinge,
+    /// Relativistic.
+    Relativistic,
+    /// Wasserstein, weights clipped, RMSProp.
+    WassersteinClip,
+    /// Wasserstein with gradient penalty, a critic without batch norm.
+    WganGp,
+    /// Non-saturating with the penalty R1, a critic without batch norm.
+    R1,
 }
 
 /// The suites of `maquette bench train`.

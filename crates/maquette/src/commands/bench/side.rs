@@ -14,6 +14,8 @@ use crate::args::{Peer, Precision, SuiteName, spelled};
 pub(crate) struct Settings<'a> {
     /// The suite's name on the command line.
     pub(crate) suite: &'a str,
+    /// The loss of dcgan32, as on the command line.
+    pub(crate) loss: Option<&'a str>,
     /// Number format.
     pub(crate) precision: &'a str,
     /// Threads.
@@ -154,6 +156,9 @@ impl Settings<'_> {
         let threads = OsString::from(self.threads.to_string());
         command.args(["--precision", self.precision, "--threads"]);
         command.arg(threads);
+        if let Some(loss) = self.loss {
+            command.args(["--loss", loss]);
+        }
         command
     }
 }

@@ -16,7 +16,7 @@ use maquette::train::spec::OptimizerKind;
 use maquette::train::{OptimizerSpec, clip, optimizer};
 
 use super::dcgan;
-use crate::args::SuiteName;
+use crate::args::{GanLoss, SuiteName};
 
 /// Batches made beforehand and taken in turn.
 pub(crate) const POOL: u64 = 8;
@@ -37,7 +37,7 @@ pub(crate) struct Suite {
 }
 
 /// The model and data of a suite.
-pub(crate) fn prepare(suite: SuiteName) -> Suite {
+pub(crate) fn prepare(suite: SuiteName, loss: GanLoss) -> Suite {
     let device = Device::flex().autodiff();
     let baby = GptConfig {
         vocab_size: 65,
@@ -66,7 +66,7 @@ pub(crate) fn prepare(suite: SuiteName) -> Suite {
             };
             gpt(&large, 8, &device)
         }
-        SuiteName::Dcgan32 => dcgan::suite(&device),
+        SuiteName::Dcgan32 => dcgan::suite(loss, &device),
         SuiteName::Unet32 => unet(&device),
         SuiteName::VaeMnist => vae(&device),
         SuiteName::Lstm => lstm(&device),
@@ -100,6 +100,11 @@ impl<M: Module> Player<M> {
         // Taken out, so that the optimiser holds the only copy and writes in place.
         let model = self.model.take().expect("every step puts it back");
         self.model = Some(self.optimizer.step(self.lr, model, grads));
+    }
+
+    /// Changes the weights.
+    pub(crate) fn change(&mut self, change: impl FnOnce(M) -> M) {
+        self.model = self.model.take().map(change);
     }
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::side::{Block, Settings, Side, SideError};
-use crate::args::{BenchTrainArgs, Peer, SuiteName};
+use crate::args::{BenchTrainArgs, GanLoss, Peer, SuiteName, spelled};
 use crate::commands::progress::Status;
 use crate::errors::{Usage, failed};
 use crate::output::Output;
@@ -34,21 +34,61 @@ pub(crate) fn run(args: &BenchTrainArgs, threads: usize, output: Output) -> miet
     let mut peers = args.peers.clone();
     let mut results = Vec::new();
     output.line(heading());
-    for suite in suites {
-        let result = Comparison::new(*suite, args, threads, &script, &status)
+    for case in suites.iter().flat_map(|suite| Case::of(*suite, args)) {
+        let result = Comparison::new(case, args, threads, &script, &status)
             .and_then(|comparison| comparison.measure(&mut peers))
             .map_err(failed)?;
         status.clear();
         output.line(result.line());
-        results.push(result.json());
+        results.push(result);
     }
+    if let Some(line) = beside_the_plain(&results) {
+        output.line(line);
+    }
+    let results: Vec<_> = results.iter().map(SuiteResult::json).collect();
     output.object(&json!({ "results": results, "threads": threads }));
     Ok(())
 }
 
+/// A suite, and what its players minimise where it has two.
+struct Case {
+    suite: SuiteName,
+    loss: Option<GanLoss>,
+}
+
+impl Case {
+    fn of(suite: SuiteName, args: &BenchTrainArgs) -> Vec<Self> {
+        let case = |loss| Self { suite, loss };
+        match suite {
+            SuiteName::Dcgan32 => args.losses.iter().map(|loss| case(Some(*loss))).collect(),
+            _ => vec![case(None)],
+        }
+    }
+
+    /// Of the table: the plain loss is not named.
+    fn name(&self) -> String {
+        match self.loss {
+            None | Some(GanLoss::NonSaturating) => self.suite.name(),
+            Some(loss) => format!("{} {}", self.suite.name(), spelled(&loss)),
+        }
+    }
+}
+
+/// What a step of ours costs under each loss, in steps of the plain one; none without both.
+fn beside_the_plain(results: &[SuiteResult]) -> Option<String> {
+    let seconds = |result: &SuiteResult| quantile(result.sides[0].times(), 0.5);
+    let plain = results.iter().find(|result| result.suite == "dcgan32")?;
+    let others: Vec<_> = results
+        .iter()
+        .filter_map(|result| Some((result.suite.strip_prefix("dcgan32 ")?, result)))
+        .map(|(loss, result)| format!("{loss} {:.2}", seconds(result) / seconds(plain)))
+        .collect();
+    (!others.is_empty()).then(|| format!("steps of dcgan32 in plain ones: {}", others.join(", ")))
+}
+
 fn heading() -> String {
     format!(
-        "{:10} {:4} {:>12} {:>12} {:>6} {:>11} {:>8} {:>8}  {:24} {:>11}",
+        "{:24} {:4} {:>12} {:>12} {:>6} {:>11} {:>8} {:>8}  {:24} {:>11}",
         "suite",
         "type",
         "ours/s",
@@ -64,7 +104,7 @@ fn heading() -> String {
 
 /// One suite with all its sides.
 struct Comparison<'a> {
-    suite: SuiteName,
+    case: Case,
     args: &'a BenchTrainArgs,
     threads: usize,
     script: &'a Path,
@@ -74,22 +114,23 @@ struct Comparison<'a> {
 
 impl<'a> Comparison<'a> {
     fn new(
-        suite: SuiteName,
+        case: Case,
         args: &'a BenchTrainArgs,
         threads: usize,
         script: &'a Path,
         status: &'a Status,
     ) -> Result<Self, SideError> {
-        let name = suite.name();
-        status.say(&format!("{name}: starting"));
+        status.say(&format!("{}: starting", case.name()));
+        let loss = case.loss.map(|loss| spelled(&loss));
         let settings = Settings {
-            suite: &name,
+            suite: &case.suite.name(),
+            loss: loss.as_deref(),
             precision: &args.precision.name(),
             threads,
         };
         let ours = Side::ours(settings, false)?;
         Ok(Self {
-            suite,
+            case,
             args,
             threads,
             script,
@@ -101,17 +142,19 @@ impl<'a> Comparison<'a> {
     /// Starts the `peers`, then has every side take a block per round. Peers that are missing
     /// leave the list.
     fn measure(self, peers: &mut Vec<Peer>) -> Result<SuiteResult, SideError> {
-        let name = self.suite.name();
+        let name = self.case.name();
         let precision = self.args.precision.name();
+        let loss = self.case.loss.map(|loss| spelled(&loss));
         let settings = Settings {
-            suite: &name,
+            suite: &self.case.suite.name(),
+            loss: loss.as_deref(),
             precision: &precision,
             threads: self.threads,
         };
         let mut sides = vec![(None, self.ours)];
         for peer in peers.clone() {
             self.status
-                .say(&format!("{name}: starting {}", crate::args::spelled(&peer)));
+                .say(&format!("{name}: starting {}", spelled(&peer)));
             match peer.start(settings, &self.args.python, self.script) {
                 Ok(side) => sides.push((Some(peer), side)),
                 Err(SideError::Missing(what)) => {
@@ -248,7 +291,7 @@ impl SuiteResult {
             |side: Option<&Taken>| text(side.and_then(Taken::peak_mb).map(|mb| format!("{mb:.0}")));
         let rate = |side: Option<&Taken>| text(side.map(|side| format!("{:.1}", self.rate(side))));
         format!(
-            "{:10} {:4} {:>12} {:>12} {:>6} {:>11} {:>8} {:>8}  {:24} {:>11}",
+            "{:24} {:4} {:>12} {:>12} {:>6} {:>11} {:>8} {:>8}  {:24} {:>11}",
             self.suite,
             self.precision,
             rate(Some(ours)),

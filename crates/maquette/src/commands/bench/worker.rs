@@ -22,7 +22,7 @@ pub(crate) fn run(args: &BenchWorkerArgs) -> miette::Result<()> {
         Precision::Bf16 => maquette::kernels::Precision::Bf16,
     };
     let _precision = maquette::kernels::autocast(precision);
-    let suite = suites::prepare(args.suite);
+    let suite = suites::prepare(args.suite, args.loss);
     let mut taken = 0;
     let mut step: Step = suite.step;
     let mut steps = |n: u64| {
