@@ -73,6 +73,10 @@ pub struct BertConfig {
     pub head: BertHead,
     /// How weights are drawn. Embeddings are always normal with deviation 0.02.
     pub init: InitScheme,
+    /// Whether the positions' embeddings start as sinusoids (of that deviation) and are learnt from
+    /// there. One matrix then looks one place to the left from everywhere, where random ones make
+    /// every place learn by itself where its neighbours are: little text is enough to begin with.
+    pub sinusoids: bool,
 }
 
 impl Default for BertConfig {
@@ -91,6 +95,7 @@ impl Default for BertConfig {
             pooler: false,
             head: BertHead::MaskedLm,
             init: InitScheme::Scaled,
+            sinusoids: false,
         }
     }
 }
@@ -212,11 +217,13 @@ impl BertConfig {
     }
 
     fn fill(&self, slot: &Slot) -> Fill {
-        let embedding = ["tokens.weight", "positions.weight", "segments.weight"];
-        if embedding.contains(&slot.path) {
-            Fill::Normal { std: 0.02 }
-        } else {
-            self.init.fill(slot)
+        const STD: f32 = 0.02;
+        match slot.path {
+            "positions.weight" if self.sinusoids => Fill::Sinusoids {
+                amplitude: STD * std::f32::consts::SQRT_2,
+            },
+            "tokens.weight" | "positions.weight" | "segments.weight" => Fill::Normal { std: STD },
+            _ => self.init.fill(slot),
         }
     }
 }

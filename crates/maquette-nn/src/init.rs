@@ -55,6 +55,11 @@ pub enum Fill {
         /// Half the width.
         bound: f32,
     },
+    /// The sinusoids of positions, of a `[positions, features]` table; nothing is drawn.
+    Sinusoids {
+        /// Half the distance from crest to trough.
+        amplitude: f32,
+    },
 }
 
 impl InitScheme {
@@ -162,6 +167,11 @@ impl<F: Fn(&Slot) -> Fill> ModuleMapper for Initialise<'_, F> {
                 .into_iter()
                 .map(|u| (2.0 * u - 1.0) * bound)
                 .collect(),
+            Fill::Sinusoids { amplitude } => {
+                let [positions, features] = slot.shape.try_into().expect("a table of positions");
+                let waves = crate::positions::waves(positions, features);
+                waves.into_iter().map(|wave| wave * amplitude).collect()
+            }
         };
         let tensor = Tensor::from_data(TensorData::new(values, shape), &param.lazy_device());
         param.transform_for_load(tensor, identity(&path))
