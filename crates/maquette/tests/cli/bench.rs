@@ -34,6 +34,35 @@ fn bench_measures_a_suite_and_goes_on_without_a_peer() {
 }
 
 #[test]
+fn bench_plays_the_gan_under_the_losses_asked_for() {
+    let ran = Bench::new()
+        .run("bench train dcgan32 --losses=non-saturating,wgan-gp,wasserstein-clip --rounds 1 --seconds 0.01 --json")
+        .succeeds();
+    let said = ran
+        .stdout
+        .contains("steps of dcgan32 in plain ones: wgan-gp ");
+    assert!(said, "{}", ran.stdout);
+    let json = ran.json();
+    let suites: Vec<_> = json["results"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice)
+        .iter()
+        .collect();
+    let names: Vec<_> = suites.iter().map(|result| &result["suite"]).collect();
+    assert_eq!(
+        names,
+        ["dcgan32", "dcgan32 wgan-gp", "dcgan32 wasserstein-clip"]
+    );
+    for result in suites {
+        let loss = result["sides"][0]["loss"].as_f64();
+        assert!(loss.is_some_and(f64::is_finite), "{result}");
+    }
+    Bench::new()
+        .run("bench train dcgan32 --losses=no-such-loss")
+        .fails(2, &["no-such-loss", "relativistic"]);
+}
+
+#[test]
 fn bench_holds_kernels_against_the_machine() {
     let ran = Bench::new()
         .run("bench kernels training --rounds 1 --json")
