@@ -60,7 +60,7 @@ pub enum DataError {
     },
     /// A folder or archive holds no image.
     #[error(
-        "{path}: no images found; expected .png, .jpg or .gif files, or the four MNIST files (train-images-idx3-ubyte[.gz], ...)",
+        "{path}: no images found; expected .png, .jpg or .gif files, one tar archive of them, or the four MNIST files (train-images-idx3-ubyte[.gz], ...)",
         path = .0.display()
     )]
     NoImages(PathBuf),

@@ -159,6 +159,21 @@ pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>> {
     }
 }
 
+/// The tar archive in a folder, if there is just one.
+pub(super) fn lone_archive(folder: &Path) -> Result<Option<PathBuf>> {
+    let mut found = None;
+    for entry in fs::read_dir(folder).map_err(DataError::io(folder))? {
+        let path = entry.map_err(DataError::io(folder))?.path();
+        if path.is_file() && idx::looks_like_tar(&path).unwrap_or(false) {
+            if found.is_some() {
+                return Ok(None);
+            }
+            found = Some(path);
+        }
+    }
+    Ok(found)
+}
+
 pub(super) fn open_tar(path: &Path, sizes: Sizes) -> Result<ImageSet> {
     let mut archive = tar::Archive::new(idx::reader(path)?);
     let mut decoded = Vec::new();

@@ -76,8 +76,8 @@ pub struct ImageSet {
 }
 
 /// Opens images: an idx file, a folder in the layout of MNIST, a folder of images whose
-/// sub-folders are classes, a tar archive of such a folder, or a single image; idx and tar may be
-/// gzipped.
+/// sub-folders are classes, a tar archive of such a folder, a folder that holds such an archive and no
+/// image, or a single image; idx and tar may be gzipped.
 ///
 /// A folder with `train` and `test` (or `val`) sub-folders keeps to the one asked for.
 ///
@@ -101,7 +101,13 @@ pub fn open_with(path: impl AsRef<Path>, split: Split, sizes: Sizes) -> Result<I
         if let Some(images) = idx::find(path, split)? {
             return sizes_agree(idx::open(&images)?, sizes, path);
         }
-        return decode::open_folder(&decode::split_folder(path, split)?, sizes);
+        return match decode::open_folder(&decode::split_folder(path, split)?, sizes) {
+            Err(DataError::NoImages(folder)) => match decode::lone_archive(&folder)? {
+                Some(archive) => decode::open_tar(&archive, sizes),
+                None => Err(DataError::NoImages(folder)),
+            },
+            opened => opened,
+        };
     }
     // A single file has one part only.
     if split == Split::Test {

@@ -272,6 +272,12 @@ fn tar_archives_plain_gzipped_and_truncated() {
         assert_eq!(set.class_names, ["a", "b"]);
         assert_eq!(set.pixels, [1, 1, 1, 1, 2, 2, 2, 2]);
     }
+    // Of two archives in a folder neither is meant; one alone is.
+    assert!(message(dir.path()).contains("no images"));
+    let alone = folder();
+    put(&alone, "x.tar.gz", gz(&bytes));
+    put(&alone, "SOURCE.txt", b"from elsewhere");
+    assert_eq!(open(alone.path(), Split::Train).unwrap().len(), 2);
     assert!(open(put(&dir, "y.tar", &bytes[..560]), Split::Train).is_err());
     let empty = tar_of(&[("readme.txt", b"hello".to_vec())]);
     assert!(message(put(&dir, "z.tar", empty)).contains("no images"));
