@@ -1,6 +1,8 @@
 //! What this machine could do at most, measured: the ceilings that `maquette bench kernels` holds
 //! the kernels against (Williams et al. 2009, "Roofline").
 
+mod ones;
+
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -13,6 +15,8 @@ use crate::gemm::{Multiply, Single};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
+
+pub use ones::backward;
 
 /// Attempts of which the best counts.
 const ROUNDS: usize = 7;

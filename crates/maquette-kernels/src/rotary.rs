@@ -219,17 +219,32 @@ vectorized! {
         // SAFETY: a row holds `slots` heads of `d_head` numbers, twice `half` of them at most turned, and
         // the angles are `half`.
         unsafe {
-            // The angles of a vector once for all heads.
-            for at in (0..half).step_by(L::N) {
-                let count = half - at;
-                let cos = machine.load_some(cos.add(at), count);
-                let sin = machine.load_some(sin.add(at), count) * sign;
-                for low in (at..turned).step_by(d_head) {
-                    let high = low + half;
-                    let a = machine.load_some(from.add(low), count);
-                    let b = machine.load_some(from.add(high), count);
-                    b.neg_mul_add(sin, a * cos).store_some(to.add(low), count);
-                    a.mul_add(sin, b * cos).store_some(to.add(high), count);
+            // The angles of two vectors once for all heads: at 32 pairs a head is read from end to end.
+            for at in (0..half).step_by(2 * L::N) {
+                let next = half.min(at + L::N);
+                let [here, there] = [half - at, half - next];
+                let both = [
+                    (
+                        at,
+                        here,
+                        machine.load_some(cos.add(at), here),
+                        machine.load_some(sin.add(at), here) * sign,
+                    ),
+                    (
+                        next,
+                        there,
+                        machine.load_some(cos.add(next), there),
+                        machine.load_some(sin.add(next), there) * sign,
+                    ),
+                ];
+                for head in (0..turned).step_by(d_head) {
+                    for (at, count, cos, sin) in both {
+                        let (low, high) = (head + at, head + at + half);
+                        let a = machine.load_some(from.add(low), count);
+                        let b = machine.load_some(from.add(high), count);
+                        b.neg_mul_add(sin, a * cos).store_some(to.add(low), count);
+                        a.mul_add(sin, b * cos).store_some(to.add(high), count);
+                    }
                 }
             }
             if to.cast_const() != from {

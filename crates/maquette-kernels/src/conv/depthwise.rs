@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use super::Geometry;
 use crate::dispatch::written;
 use crate::elementwise::{GRAIN, vectorized};
-use crate::simd::{Isa, Lanes};
+use crate::simd::{Isa, Lanes, prefetch};
 use crate::vector::{Machine, Vector, Window};
 
 /// Whether this is one, of a size that loops are compiled for: a square kernel of side 3 or 5 on
@@ -371,8 +371,9 @@ fn products<L: Lanes, const K: usize, const S: usize>(
     out: &mut [f32],
 ) {
     let ([height, width], [above, left]) = (reading.to, reading.padding.map(|p| p as isize));
-    let x = x.chunks_exact(reading.from[0] * reading.from[1]);
-    let planes = x.zip(grad.chunks_exact(height * width));
+    let sizes = [reading.from[0] * reading.from[1], height * width];
+    let x = x.chunks_exact(sizes[0]);
+    let planes = x.zip(grad.chunks_exact(sizes[1]));
     let mut totals = [[machine.splat(0.0); K]; K];
     for (x, grad) in planes.skip(channel).step_by(channels) {
         for (block, totals) in totals.chunks_mut(TAP_ROWS).enumerate() {
@@ -391,6 +392,16 @@ fn products<L: Lanes, const K: usize, const S: usize>(
                     }
                 }
                 for row in 0..height {
+                    if block == 0 && col == 0 {
+                        // The channel's next planes lie far from these; row by row, so that what is
+                        // needed now does not wait for them.
+                        for (plane, size, width) in
+                            [(x, sizes[0], S * reading.from[1]), (grad, sizes[1], width)]
+                        {
+                            let next = plane.as_ptr().wrapping_add(channels * size + row * width);
+                            prefetch(next.cast(), width * size_of::<f32>());
+                        }
+                    }
                     let grad = machine.of(&grad[..(row + 1) * width], row * width + col);
                     // With zeros where the stride passes over pixels.
                     let grad = match S {

@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::product::{Job, prefetch};
+use super::product::Job;
 use super::records::Records;
-use crate::simd::{Lanes, Portable};
+use crate::simd::{Lanes, Portable, prefetch};
 use crate::vector::{MOST, Vector};
 
 /// Rows of weights at a time: enough sums that none waits for its last addition.

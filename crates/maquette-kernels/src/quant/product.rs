@@ -17,7 +17,7 @@ use super::x86::{AvxVnni, Vnni};
 use crate::shared::Shared;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
-use crate::simd::{Lanes, Portable};
+use crate::simd::{Lanes, Portable, prefetch};
 
 /// Rows of `x` that unpacked blocks are multiplied with at a time.
 const TOGETHER: usize = 4;
@@ -456,20 +456,6 @@ impl Rows {
     unsafe fn unpack<W: Words, F: Weights<W>>(&self, b: usize, to: &mut MaybeUninit<F::Block>) {
         // SAFETY: the caller's.
         unsafe { F::unpack(self.from.add(b * F::BYTES), self.stride, to.as_mut_ptr()) }
-    }
-}
-
-/// Asks for `bytes` that are read soon: several rows read at a time are too many short streams for a
-/// processor to foresee.
-#[inline(always)]
-pub(super) fn prefetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        for line in 0..bytes.div_ceil(64) {
-            // SAFETY: a hint, which may be given for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * line).cast()) };
-        }
     }
 }
 

@@ -262,5 +262,5 @@ fn plain<const D: usize>(shape: [usize; D]) -> Tensor<D> {
 /// Backward, after the forward pass that made `out`. The gradient it starts from is made first, as
 /// large as the output: the floats of a case count writing it.
 fn train<const D: usize>(out: Tensor<D>) {
-    drop(out.backward());
+    roofline::backward(out);
 }
