@@ -26,11 +26,8 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         ("masking.whole_words", "true"),
         ("model.n_layers", "3"),
         ("model.d_model", "96"),
-        ("model.dropout", "0.1"),
-        ("optimizer.lr", "2e-3"),
-        ("schedule.warmup", "100"),
-        ("train.steps", "1200"),
-        ("train.validate_every", "300"),
+        ("schedule.warmup", "500"),
+        ("train.steps", "3000"),
     ];
     let quick = [
         ("data.source", "stories"),
