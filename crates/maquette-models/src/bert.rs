@@ -490,6 +490,24 @@ mod tests {
     }
 
     #[test]
+    fn positions_may_start_as_sinusoids_of_the_embeddings_deviation() {
+        let device = Device::flex();
+        let config = BertConfig {
+            vocab_size: 11,
+            seq_len: 8,
+            d_model: 16,
+            sinusoids: true,
+            ..BertConfig::default()
+        };
+        let model = config.init(&device, &mut rng(5, Stream::Init, 0));
+        let waves = maquette_nn::positions::sinusoids(8, 16, &device);
+        let apart = model.positions.weight.val() - waves * (0.02 * std::f32::consts::SQRT_2);
+        assert!(apart.clone().abs().max().into_scalar::<f32>() < 1e-7);
+        let square = model.positions.weight.val().square().mean();
+        assert!((square.into_scalar::<f32>().sqrt() - 0.02).abs() < 1e-6);
+    }
+
+    #[test]
     fn padding_changes_nothing() {
         let device = Device::flex();
         let model = model(BertHead::Features);

@@ -216,7 +216,7 @@ pub(crate) struct SourceArgs {
     #[arg(long, value_name = "NET", default_value = UNNAMED)]
     pub(crate) features: String,
     /// The weights of inception-v3 (safetensors, torch-fidelity's names) or squeezenet
-    /// (compressed_SqueezeNet.net).
+    /// (compressed_SqueezeNet.net); also hf://org/name/file.
     #[arg(long, value_name = "FILE")]
     pub(crate) weights: Option<PathBuf>,
     /// The tensor of a .safetensors file that has several.

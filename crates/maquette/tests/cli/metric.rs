@@ -170,6 +170,11 @@ fn images_are_measured_by_a_classifier_of_our_own() {
     refused("fid a b", 2, &["by whose features", "--features"]);
     refused("fid a b --features squeezenet", 2, &["--weights FILE"]);
     refused(
+        "fid a b --features inception-v3 --weights hf://some/net/w.safetensors",
+        1,
+        &["hf://some/net/w.safetensors", "HF_HUB_OFFLINE"],
+    );
+    refused(
         "fid a b --features nowhere",
         1,
         &["nowhere is no network", "squeezenet"],

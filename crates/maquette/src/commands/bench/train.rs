@@ -1,5 +1,6 @@
 //! `maquette bench train`: ours and the peers' training steps, in turn.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -42,11 +43,22 @@ pub(crate) fn run(args: &BenchTrainArgs, threads: usize, output: Output) -> miet
         output.line(result.line());
         results.push(result);
     }
-    if let Some(line) = beside_the_plain(&results) {
-        output.line(line);
+    let costs = in_plain_steps(&results);
+    if !costs.is_empty() {
+        let costs: Vec<_> = costs
+            .iter()
+            .map(|(loss, cost)| format!("{loss} {cost:.2}"))
+            .collect();
+        output.line(format!(
+            "steps of dcgan32 in plain ones: {}",
+            costs.join(", ")
+        ));
     }
-    let results: Vec<_> = results.iter().map(SuiteResult::json).collect();
-    output.object(&json!({ "results": results, "threads": threads }));
+    output.object(&json!({
+        "results": results.iter().map(SuiteResult::json).collect::<Vec<_>>(),
+        "in_plain_steps": costs.into_iter().collect::<BTreeMap<_, _>>(),
+        "threads": threads,
+    }));
     Ok(())
 }
 
@@ -74,16 +86,18 @@ impl Case {
     }
 }
 
-/// What a step of ours costs under each loss, in steps of the plain one; none without both.
-fn beside_the_plain(results: &[SuiteResult]) -> Option<String> {
+/// What a step of ours costs under each other loss, in steps of the plain one; nothing without that.
+fn in_plain_steps(results: &[SuiteResult]) -> Vec<(&str, f64)> {
     let seconds = |result: &SuiteResult| quantile(result.sides[0].times(), 0.5);
-    let plain = results.iter().find(|result| result.suite == "dcgan32")?;
-    let others: Vec<_> = results
+    let Some(plain) = results.iter().find(|result| result.suite == "dcgan32") else {
+        return Vec::new();
+    };
+    let others = results
         .iter()
-        .filter_map(|result| Some((result.suite.strip_prefix("dcgan32 ")?, result)))
-        .map(|(loss, result)| format!("{loss} {:.2}", seconds(result) / seconds(plain)))
-        .collect();
-    (!others.is_empty()).then(|| format!("steps of dcgan32 in plain ones: {}", others.join(", ")))
+        .filter_map(|result| Some((result.suite.strip_prefix("dcgan32 ")?, seconds(result))));
+    others
+        .map(|(loss, of_it)| (loss, of_it / seconds(plain)))
+        .collect()
 }
 
 fn heading() -> String {

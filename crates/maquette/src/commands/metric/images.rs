@@ -19,6 +19,7 @@ use super::report::Report;
 use super::sets::{Reader, Set, image_set};
 use crate::args::{ImageMetric, ImageSetArgs, ImageSplit, SetArgs, SourceArgs};
 use crate::errors::{Usage, failed};
+use crate::output::Output;
 
 /// Features up to which a distance has an interval unless the user says otherwise.
 const NARROW: usize = 512;
@@ -30,26 +31,26 @@ const MEDIAN_OF: usize = 1000;
 const FEW: usize = 1000;
 
 /// Measures what the sub-command names.
-pub(super) fn measure(metric: ImageMetric, quiet: bool) -> miette::Result<Report> {
+pub(super) fn measure(metric: ImageMetric, output: Output) -> miette::Result<Report> {
     match metric {
-        ImageMetric::Fid { sets, resamples } => fid(&sets, resamples, quiet),
+        ImageMetric::Fid { sets, resamples } => fid(&sets, resamples, output),
         ImageMetric::Kid {
             sets,
             subsets,
             subset_size,
-        } => kid(&sets, (subsets, subset_size), quiet),
+        } => kid(&sets, (subsets, subset_size), output),
         ImageMetric::Is {
             generated,
             splits,
             resamples,
             source,
-        } => inception(&generated, (splits, resamples), &source, quiet),
-        ImageMetric::Pr { sets, neighbours } => neighbourhoods(&sets, neighbours, quiet),
+        } => inception(&generated, (splits, resamples), &source, output),
+        ImageMetric::Pr { sets, neighbours } => neighbourhoods(&sets, neighbours, output),
         ImageMetric::Classes {
             generated,
             real,
             source,
-        } => classes(&generated, real.as_deref(), &source, quiet),
+        } => classes(&generated, real.as_deref(), &source, output),
         ImageMetric::Copies {
             generated,
             data,
@@ -60,7 +61,7 @@ pub(super) fn measure(metric: ImageMetric, quiet: bool) -> miette::Result<Report
             sets,
             directions,
             bandwidth,
-        } => points(&sets, directions, bandwidth, quiet),
+        } => points(&sets, directions, bandwidth, output),
     }
 }
 
@@ -72,8 +73,8 @@ struct Pair {
 }
 
 impl Pair {
-    fn read(args: &SetArgs, metric: &str, quiet: bool) -> miette::Result<Self> {
-        let mut reader = Reader::new(&args.source, quiet)?;
+    fn read(args: &SetArgs, metric: &str, output: Output) -> miette::Result<Self> {
+        let mut reader = Reader::new(&args.source, output)?;
         let (generated, real) = reader.pair(&args.generated, &args.real)?;
         let signature = reader
             .signature(metric, real.dims(), generated.len())
@@ -98,9 +99,9 @@ fn random(source: &SourceArgs) -> Rng {
     rng(source.images.seed, Stream::Evaluate, 0)
 }
 
-fn fid(args: &SetArgs, resamples: Option<usize>, quiet: bool) -> miette::Result<Report> {
+fn fid(args: &SetArgs, resamples: Option<usize>, output: Output) -> miette::Result<Report> {
     let mut report = Report::default();
-    let pair = Pair::read(args, "fid", quiet)?;
+    let pair = Pair::read(args, "fid", output)?;
     let (generated, real) = (pair.generated.points()?, pair.real.points()?);
     let dims = real.dims();
     let resamples = resamples.unwrap_or(if dims > NARROW { 0 } else { RESAMPLES });
@@ -125,9 +126,9 @@ fn fid(args: &SetArgs, resamples: Option<usize>, quiet: bool) -> miette::Result<
     Ok(report)
 }
 
-fn kid(args: &SetArgs, (subsets, size): (usize, usize), quiet: bool) -> miette::Result<Report> {
+fn kid(args: &SetArgs, (subsets, size): (usize, usize), output: Output) -> miette::Result<Report> {
     let mut report = Report::default();
-    let pair = Pair::read(args, "kid", quiet)?;
+    let pair = Pair::read(args, "kid", output)?;
     let (generated, real) = (pair.generated.points()?, pair.real.points()?);
     let random = &mut random(&args.source);
     let distance = kernel_distance(generated, real, subsets, size, random);
@@ -152,10 +153,10 @@ fn inception(
     generated: &Path,
     (splits, resamples): (usize, usize),
     source: &SourceArgs,
-    quiet: bool,
+    output: Output,
 ) -> miette::Result<Report> {
     let mut report = Report::default();
-    let mut reader = Reader::new(source, quiet)?;
+    let mut reader = Reader::new(source, output)?;
     let set = reader.set(generated, ImageSplit::Train)?;
     let (logits, classes) = set.logits();
     let random = &mut random(source);
@@ -188,9 +189,9 @@ fn inception(
     Ok(report)
 }
 
-fn neighbourhoods(args: &SetArgs, neighbours: usize, quiet: bool) -> miette::Result<Report> {
+fn neighbourhoods(args: &SetArgs, neighbours: usize, output: Output) -> miette::Result<Report> {
     let mut report = Report::default();
-    let pair = Pair::read(args, "pr", quiet)?;
+    let pair = Pair::read(args, "pr", output)?;
     let (generated, real) = (pair.generated.points()?, pair.real.points()?);
     let found = manifold(real, generated, neighbours).map_err(failed)?;
     let signature = pair.signature.clone().with("k", neighbours).to_string();
@@ -229,10 +230,10 @@ fn classes(
     generated: &Path,
     real: Option<&Path>,
     source: &SourceArgs,
-    quiet: bool,
+    output: Output,
 ) -> miette::Result<Report> {
     let mut report = Report::default();
-    let mut reader = Reader::new(source, quiet)?;
+    let mut reader = Reader::new(source, output)?;
     let images = reader.images(generated, ImageSplit::Train)?;
     let seen = reader.embed(&images)?;
     let n_classes = seen.n_classes;
@@ -348,10 +349,10 @@ fn points(
     args: &SetArgs,
     directions: usize,
     bandwidth: Option<f64>,
-    quiet: bool,
+    output: Output,
 ) -> miette::Result<Report> {
     let mut report = Report::default();
-    let pair = Pair::read(args, "points", quiet)?;
+    let pair = Pair::read(args, "points", output)?;
     let (generated, real) = (pair.generated.points()?, pair.real.points()?);
     let random = &mut random(&args.source);
     let distance = sliced_wasserstein(generated, real, directions, random).map_err(failed)?;

@@ -12,7 +12,7 @@ use crate::output::Output;
 pub(crate) fn run(command: MetricCommand, output: Output) -> miette::Result<()> {
     let report = match command {
         MetricCommand::Texts(metric) => text::measure(metric)?,
-        MetricCommand::Images(metric) => images::measure(metric, output.quiet)?,
+        MetricCommand::Images(metric) => images::measure(metric, output)?,
     };
     report.print(output);
     Ok(())

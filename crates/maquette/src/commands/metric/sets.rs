@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use maquette::burn::tensor::Device;
+use maquette::data::hub::Want;
 use maquette::data::images::{self, Sizes};
 use maquette::data::{DataError, Features, ImageSet, Split};
 use maquette::eval::{Points, Signature};
@@ -11,10 +12,11 @@ use maquette::train::feature_net::{Embedding, FeatureNet, FeatureSource, classif
 use maquette::train::recipes::generate;
 use maquette::train::recipes::pictures::{ImageRequest, as_set};
 
-use super::super::device;
 use super::super::progress::Status;
+use super::super::{device, hub};
 use crate::args::{ImageSetArgs, ImageSplit, SourceArgs, UNNAMED};
 use crate::errors::{Usage, failed, report};
+use crate::output::Output;
 
 /// Images that are drawn of a run unless the user says how many.
 const DRAWN: usize = 1000;
@@ -25,6 +27,7 @@ pub(super) struct Reader<'a> {
     device: Device,
     net: Option<FeatureNet>,
     status: Status,
+    output: Output,
 }
 
 /// The features of a set, and its classes as its network reads them.
@@ -56,12 +59,13 @@ impl Set {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(args: &'a SourceArgs, quiet: bool) -> miette::Result<Self> {
+    pub(super) fn new(args: &'a SourceArgs, output: Output) -> miette::Result<Self> {
         Ok(Self {
             args,
             device: device::parse(&args.images.device)?,
             net: None,
-            status: Status::new(quiet),
+            status: Status::new(output.quiet),
+            output,
         })
     }
 
@@ -116,7 +120,7 @@ impl<'a> Reader<'a> {
     pub(super) fn embed(&mut self, images: &ImageSet) -> miette::Result<Embedding> {
         if self.net.is_none() {
             self.status.say("opening the network");
-            self.net = Some(open(self.args, &self.device)?);
+            self.net = Some(open(self.args, &self.device, self.output)?);
         }
         let net = self.net.as_ref().expect("it was just opened");
         let seen = net.embed(images, &mut |what| self.status.say(what));
@@ -209,14 +213,16 @@ pub(super) fn image_set(
 }
 
 /// The network that `--features` and `--weights` name.
-fn open(args: &SourceArgs, device: &Device) -> miette::Result<FeatureNet> {
+fn open(args: &SourceArgs, device: &Device, output: Output) -> miette::Result<FeatureNet> {
     let weights = |where_from: &str| {
-        args.weights.clone().ok_or_else(|| {
+        let missing = || {
             Usage::new(
                 format!("--features {} needs its weights", args.features),
                 format!("give their file with --weights FILE; {where_from}"),
             )
-        })
+        };
+        let file = args.weights.as_ref().ok_or_else(missing)?;
+        hub::local(file, Want::Data, output)
     };
     let source = match args.features.as_str() {
         UNNAMED => {
