@@ -371,7 +371,8 @@ def dcgan(settings):
             judges.requires_grad_(False)
         with settings.autocast():
             if settings.loss == "relativistic":
-                real = judge(images_now)
+                with torch.no_grad():
+                    real = judge(images_now)
             fooled = answered(real.detach(), judge(made))
         fooled.backward()
         moves_makes.step()

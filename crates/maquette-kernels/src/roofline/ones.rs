@@ -28,7 +28,7 @@ pub fn backward<const D: usize>(out: Tensor<D>) {
     drop(start.backward());
 }
 
-/// A number of no meaning, whose gradient's gradient is all ones, as Burn's dispatch sees it.
+/// A number of no meaning, whose gradient with respect to `out` is all ones, as Burn's dispatch sees it.
 #[backend_extension(Flex, Autodiff)]
 pub(crate) trait FusedStart: Backend {
     /// See [`backward`].
