@@ -4,13 +4,12 @@
 //! `[PAGE, d_head]`: so both products run along vectors without a sum across them. The softmax is
 //! taken page by page (Milakov and Gimelshein 2018, arXiv:1805.02867).
 
-use rayon::prelude::*;
-
 use crate::elementwise::update;
 use crate::shared::Shared;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, Lanes, Portable};
+use crate::team;
 use crate::vector::Machine;
 
 /// Positions of a page.
@@ -156,14 +155,9 @@ pub fn paged_attention<'p>(
         }
     };
     let grain = (total * TASK / (work * width).max(1)).max(1);
-    if grain >= total {
-        (0..total).for_each(tile);
-    } else {
-        (0..total)
-            .into_par_iter()
-            .with_min_len(grain)
-            .for_each(tile);
-    }
+    team::each(total.div_ceil(grain), |task| {
+        (task * grain..total.min((task + 1) * grain)).for_each(tile);
+    });
 }
 
 /// Some heads of a group at neighbouring positions: at most [`ROWS`] queries.

@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use crate::dispatch::{Optional, contiguous, flex_tensor, is_flex_f32, written};
 use crate::elementwise::{map, partial_sums, vectorized};
 use crate::simd::Isa;
+use crate::team;
 use crate::vector::{MOST, Vector};
 
 /// Rows of one task. Fixed, so that the order in which the gains' gradients are added does not
@@ -274,19 +275,13 @@ pub(crate) fn rows(x: &[f32], gamma: &[f32], beta: Option<&[f32]>, epsilon: f32,
     };
     assert_eq!(beta.len(), d, "norm: one offset per feature");
     let (isa, norm) = (Isa::detect(), Norm { kind, epsilon });
-    let work = |(out, x): (&mut [f32], &[f32])| {
+    team::each_part(out, ROWS * d, |part, out| {
+        let x = &x[part * ROWS * d..][..out.len()];
         let mut moments = [Moments::default(); ROWS];
         // SAFETY: initialised floats may be overwritten as if they were not.
         let out = unsafe { &mut *(out as *mut [f32] as *mut [MaybeUninit<f32>]) };
         forward_rows(isa, norm, x, [gamma, beta], &mut moments, out);
-    };
-    match x.len() <= ROWS * d {
-        true => work((out, x)),
-        false => out
-            .par_chunks_mut(ROWS * d)
-            .zip(x.par_chunks(ROWS * d))
-            .for_each(work),
-    }
+    });
 }
 
 #[derive(Debug)]

@@ -546,10 +546,16 @@ impl Lanes for Portable {
 /// Asks for `bytes` that are read soon: many short streams are more than a processor foresees.
 #[inline(always)]
 pub(crate) fn prefetch(from: *const u8, bytes: usize) {
+    prefetch_lines(from, 0..bytes.div_ceil(64));
+}
+
+/// The same of some lines of a cache after `from`.
+#[inline(always)]
+pub(crate) fn prefetch_lines(from: *const u8, lines: std::ops::Range<usize>) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        for line in 0..bytes.div_ceil(64) {
+        for line in lines {
             // SAFETY: a hint, which may be given for any address.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * line).cast()) };
         }

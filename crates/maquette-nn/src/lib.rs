@@ -23,8 +23,8 @@ pub mod time;
 
 pub use maquette_kernels::{
     ConvOptions, Precision, Windows, activate, autocast, avg_pool2d, binary_cross_entropy, conv2d,
-    cross_entropy, embedding, gated, gaussian_kl, gaussian_sample, gelu, gelu_tanh, leaky_relu,
-    linear as project, map, max_pool2d, optimizer, quant, relu, silu,
+    cross_entropy, embedding, gated, gather, gaussian_kl, gaussian_sample, gelu, gelu_tanh,
+    leaky_relu, linear as project, map, max_pool2d, optimizer, quant, relu, silu,
 };
 
 pub use attention::{Attention, AttentionConfig, AttentionMaps, CrossAttention, KvCache};

@@ -5,6 +5,7 @@
 
 use maquette_kernels::paged::{PAGE, PagedAttention, Run, paged_attention, store};
 use maquette_kernels::quant::{forward, multiply_many};
+use maquette_kernels::team;
 
 use super::cache::{PageId, Pool};
 use super::weights::{Block, Linear, Mlp, Weights};
@@ -125,6 +126,11 @@ impl Forward {
     /// Reads the tokens of `batch`, keeps their keys and values in their pages, and gives the logits
     /// of the wanted rows, `[wanted, vocab_size]`.
     pub(super) fn read(&mut self, weights: &Weights, pool: &mut Pool, batch: &Batch) -> &[f32] {
+        team::together(|| self.pass(weights, pool, batch))
+    }
+
+    /// As [`Self::read`], on one thread where not said otherwise.
+    fn pass(&mut self, weights: &Weights, pool: &mut Pool, batch: &Batch) -> &[f32] {
         let d_model = weights.config.d_model;
         let mut n = batch.tokens.len();
         assert!(

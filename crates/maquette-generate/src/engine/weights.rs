@@ -76,12 +76,19 @@ pub(super) struct Mlp {
 }
 
 impl Weights {
-    /// Maps the model at `path` into memory: a Hugging Face folder, a run folder or a GGUF file.
+    /// The model at `path`: a Hugging Face folder, a run folder or a GGUF file.
+    ///
+    /// A model that takes at most half of the free memory is copied there, into large pages; a larger one
+    /// is mapped, and stays where the system keeps files.
     ///
     /// # Errors
     /// [`ModelError`] where the file is damaged, or its weights are not those of its configuration.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        Self::of_raw(RawWeights::open(path)?)
+        let mut raw = RawWeights::open(path)?;
+        if raw.size() as u64 <= free_memory() / 2 {
+            raw.gather();
+        }
+        Self::of_raw(raw)
     }
 
     /// A copy of the weights of a model in memory.
@@ -161,6 +168,16 @@ impl Weights {
         let head = self.head.as_ref().unwrap_or(&self.tokens).bytes().len();
         self.blocks.iter().map(block).sum::<usize>() + head
     }
+}
+
+/// Bytes that the system would give to this process without taking them from others; 0 if it does not say.
+fn free_memory() -> u64 {
+    let Ok(mut system) = sysinfo::System::new() else {
+        return 0;
+    };
+    system.refresh_memory();
+    let limit = system.cgroup_limits().map(|limits| limits.free_memory);
+    system.available_memory().min(limit.unwrap_or(u64::MAX))
 }
 
 impl Rope {

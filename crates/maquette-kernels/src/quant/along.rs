@@ -11,7 +11,7 @@ use super::product::{Job, Rows, put};
 use super::weights::{Head, Q4K, Q5K, Q6K, Weights, add_scaled, number};
 use super::words::Words;
 use super::x86::Vnni;
-use crate::simd::{Avx512, Lanes};
+use crate::simd::{Avx512, Lanes, prefetch_lines};
 
 /// A format read so.
 pub(super) trait Along: Weights<Vnni> {
@@ -58,19 +58,39 @@ pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
                 let shared = F::Shared::of(from, rows.stride, x);
                 let mut fours = [_mm512_setzero_si512(); 4];
                 for (four, sums) in fours.iter_mut().enumerate() {
-                    let mut totals = [_mm512_setzero_si512(); 4];
-                    for (i, total) in totals.iter_mut().enumerate() {
-                        let i = 4 * four + i;
-                        // Row by row: asked for at once, they would keep what is needed now waiting.
-                        rows.prefetch_next::<Vnni, F>(b, i..i + 1);
-                        *total = F::total(&shared, from.add(i * rows.stride), i);
-                    }
-                    *sums = added(totals);
+                    *sums = total_of_four::<F>(&shared, &rows, b, 4 * four);
                 }
                 sum = shared.add(sum, together(fours), x);
             }
             put::<Vnni, 1, 1>(job, group, 0, &[[sum]]);
         }
+    }
+}
+
+/// Sums of quarters of the products of rows `i` to `i + 3`, side by side.
+///
+/// # Safety
+/// As [`Shared::of`].
+#[inline(always)]
+unsafe fn total_of_four<F: Along>(shared: &F::Shared, rows: &Rows, b: usize, i: usize) -> __m512i {
+    let lines = (4 * F::BYTES).div_ceil(64);
+    let next = rows
+        .from
+        .wrapping_add(16 * rows.stride + (16 * b + i) * F::BYTES);
+    // SAFETY: the caller's.
+    unsafe {
+        let from = rows.from.add(b * F::BYTES + i * rows.stride);
+        // Written out, since a loop of four would not be unrolled. What is asked for at once would keep
+        // what is needed now waiting.
+        prefetch_lines(next, 0..lines / 4);
+        let first = F::total(shared, from, i);
+        prefetch_lines(next, lines / 4..lines / 2);
+        let second = F::total(shared, from.add(rows.stride), i + 1);
+        prefetch_lines(next, lines / 2..3 * lines / 4);
+        let third = F::total(shared, from.add(2 * rows.stride), i + 2);
+        prefetch_lines(next, 3 * lines / 4..lines);
+        let fourth = F::total(shared, from.add(3 * rows.stride), i + 3);
+        added([first, second, third, fourth])
     }
 }
 
@@ -119,16 +139,25 @@ unsafe fn halves(a: __m512i, b: __m512i) -> __m512i {
     }
 }
 
-/// The products of levels with `x`, times scales: sums of four products fit 16 bits for levels below 64.
+/// The products of two vectors of levels with `x`, four of them and `start` added up, times scales: in each
+/// quarter four words for the first vector, then four for the second. Sums of four products fit 16 bits for
+/// levels below 64.
 ///
 /// # Safety
 /// As [`added`].
 #[inline(always)]
-unsafe fn scaled(sum: __m512i, levels: __m512i, x: __m512i, scales: __m512i) -> __m512i {
+unsafe fn scaled(
+    sum: __m512i,
+    levels: [__m512i; 2],
+    x: &[__m512i],
+    start: &[__m512i],
+    scales: __m512i,
+) -> __m512i {
     // SAFETY: the caller's.
     unsafe {
-        let dots = _mm512_dpbusd_epi32(_mm512_setzero_si512(), levels, x);
-        _mm512_dpwssd_epi32(sum, dots, scales)
+        let first = _mm512_dpbusd_epi32(start[0], levels[0], x[0]);
+        let second = _mm512_dpbusd_epi32(start[1], levels[1], x[1]);
+        _mm512_dpwssd_epi32(sum, _mm512_packs_epi32(first, second), scales)
     }
 }
 
@@ -175,14 +204,18 @@ impl Parts {
     unsafe fn total(&self, levels: [__m512i; 4], i: usize) -> __m512i {
         // SAFETY: the caller's.
         unsafe {
-            // Bytes 0 and 2, or 1 and 3, as words; nothing above them.
-            const NONE: i32 = 0x8080_8000_u32.cast_signed();
-            let pick = [split(NONE, NONE | 2), split(NONE | 1, NONE | 3)];
-            let mut sum = _mm512_setzero_si512();
-            for (k, levels) in levels.into_iter().enumerate() {
-                let scales = _mm512_set1_epi32(self.scales[k / 2][i]);
-                let scales = _mm512_shuffle_epi8(scales, pick[k % 2]);
-                sum = scaled(sum, levels, self.x[k], scales);
+            // Bytes 0 and 1 four times, in the upper half 2 and 3, as words.
+            let [a, b, c, d] = [0x8000_8000, 0x8001_8001, 0x8002_8002, 0x8003_8003_u32];
+            let [a, b, c, d] = [a, b, c, d].map(u32::cast_signed);
+            let pick = _mm512_setr_epi32(a, a, b, b, a, a, b, b, c, c, d, d, c, c, d, d);
+            let none = [_mm512_setzero_si512(); 2];
+            let mut sum = none[0];
+            for half in 0..2 {
+                let scales = _mm512_set1_epi32(self.scales[half][i]);
+                let scales = _mm512_shuffle_epi8(scales, pick);
+                let [from, to] = [2 * half, 2 * half + 2];
+                let two = [levels[from], levels[from + 1]];
+                sum = scaled(sum, two, &self.x[from..to], &none, scales);
             }
             sum
         }
@@ -281,8 +314,8 @@ impl Along for Q5K {
 pub(super) struct Sixteens {
     d: __m512,
     x: [__m512i; 4],
-    /// Of 16 numbers each.
-    starts: __m512i,
+    /// What makes levels -32 to 31.
+    starts: [__m512i; 4],
 }
 
 impl Shared for Sixteens {
@@ -291,13 +324,16 @@ impl Shared for Sixteens {
         // SAFETY: the caller's; a record is a scale, 16 starts and 64 words.
         unsafe {
             let mut vectors = [_mm512_setzero_si512(); 4];
+            let mut starts = vectors;
             for (i, vector) in vectors.iter_mut().enumerate() {
                 *vector = _mm512_loadu_si512(x.add(17 + 16 * i).cast());
+                let plus = _mm512_dpbusd_epi32(starts[i], _mm512_set1_epi8(32), *vector);
+                starts[i] = _mm512_sub_epi32(starts[i], plus);
             }
             Self {
                 d: Vnni::halves(from.add(208), stride),
                 x: vectors,
-                starts: _mm512_loadu_si512(x.add(1).cast()),
+                starts,
             }
         }
     }
@@ -319,9 +355,28 @@ impl Along for Q6K {
         // others the upper ones.
         unsafe {
             let [four, two] = [_mm512_set1_epi8(15), _mm512_set1_epi8(0x30)];
-            let packed = _mm_loadu_si128(row.add(192).cast());
-            let scales = _mm512_castsi256_si512(_mm256_cvtepi8_epi16(packed));
-            let mut sum = _mm512_mullo_epi32(_mm512_cvtepi8_epi32(packed), shared.starts);
+            let scales = _mm256_cvtepi8_epi16(_mm_loadu_si128(row.add(192).cast()));
+            let scales = _mm512_castsi256_si512(scales);
+            // In each quarter that of the first vector four times, then that of the second.
+            let pick = _mm512_setr_epi32(
+                0x0000_0000,
+                0x0000_0000,
+                0x0004_0004,
+                0x0004_0004,
+                0x0001_0001,
+                0x0001_0001,
+                0x0005_0005,
+                0x0005_0005,
+                0x0002_0002,
+                0x0002_0002,
+                0x0006_0006,
+                0x0006_0006,
+                0x0003_0003,
+                0x0003_0003,
+                0x0007_0007,
+                0x0007_0007,
+            );
+            let mut sum = _mm512_setzero_si512();
             for half in 0..2 {
                 let low = _mm512_loadu_si512(row.add(64 * half).cast());
                 let upper = _mm256_loadu_si256(row.add(128 + 32 * half).cast());
@@ -330,19 +385,16 @@ impl Along for Q6K {
                     (low, split(4, 2)),
                     (_mm512_srli_epi32::<4>(low), split(0, 30)),
                 ];
-                for (k, (low, turn)) in quarters.into_iter().enumerate() {
+                let mut levels = [low; 2];
+                for (levels, (low, turn)) in levels.iter_mut().zip(quarters) {
                     let upper = _mm512_and_si512(_mm512_rolv_epi32(upper, turn), two);
-                    let levels = select(four, low, upper);
-                    // Scale `4 v + lane / 4` as the lower half of a word, nothing above it.
-                    let v = 2 * half + k;
-                    let first = _mm512_set1_epi32(4 * v as i32);
-                    let at = _mm512_add_epi32(
-                        first,
-                        _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
-                    );
-                    let scales = _mm512_maskz_permutexvar_epi16(0x5555_5555, at, scales);
-                    sum = scaled(sum, levels, shared.x[v], scales);
+                    *levels = select(four, low, upper);
                 }
+                let pick = _mm512_add_epi16(pick, _mm512_set1_epi16(8 * half as i16));
+                let scales = _mm512_permutexvar_epi16(pick, scales);
+                let [from, to] = [2 * half, 2 * half + 2];
+                let (x, starts) = (&shared.x[from..to], &shared.starts[from..to]);
+                sum = scaled(sum, levels, x, starts, scales);
             }
             sum
         }

@@ -1,9 +1,9 @@
 //! Weights that are floats, as dot products along their rows: memory is read from front to back, which is
 //! all that matters to a single row of `x`.
 //!
-//! Lane `i` of a sum holds the numbers at places `i`, `i + lanes`, ... of a row, from the first to the
-//! last, and lanes are added up as [`Vector::across`] does, however many rows of `x` there are: so a row's
-//! result does not depend on what else is computed.
+//! Of every row, vectors at even places have a sum and those at odd places another, each from the first to
+//! the last: one need not wait for the other. The two are added, then their lanes as [`Vector::across`]
+//! does, however many rows of `x` there are: so a row's result does not depend on what else is computed.
 
 use std::ops::Range;
 
@@ -16,6 +16,12 @@ use crate::vector::{MOST, Vector};
 
 /// Rows of weights at a time: enough sums that none waits for its last addition.
 pub(super) const ROWS: usize = 4;
+
+/// Sums of each of them.
+const CHAINS: usize = 2;
+
+/// Vectors of a row at a time.
+const UNROLLED: usize = 8;
 
 /// A float format read in vectors of `L`.
 pub(super) trait Numbers<L: Lanes> {
@@ -165,12 +171,91 @@ pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, groups: Range<usize
             // SAFETY: the caller's.
             unsafe {
                 match (job.n - first).min(most) {
-                    1 => tile::<L, F, 1>(job, group, first),
+                    1 => one_by_one::<L, F>(job, group, first),
                     2 => tile::<L, F, 2>(job, group, first),
                     _ => tile::<L, F, 4>(job, group, first),
                 }
             }
         }
+    }
+}
+
+/// One group of rows of weights with row `first` of `x`: each from its first number to its last, as one
+/// stream of memory, which a processor foresees better than it can be told.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn one_by_one<L: Lanes, F: Numbers<L>>(job: &Job, group: usize, first: usize) {
+    let (stride, start) = (job.stride(), group * ROWS);
+    let whole = job.columns / F::COUNT;
+    let [x] = job.records::<1>(first);
+    let count = ROWS.min(job.rows - start);
+    // SAFETY: as in `tile`.
+    unsafe {
+        let mut sums = [[L::splat(0.0); 1]; ROWS];
+        for (i, [sum]) in sums.iter_mut().enumerate().take(count) {
+            let row = job.weights[(start + i) * stride..][..stride].as_ptr();
+            let mut chains = [L::splat(0.0); CHAINS];
+            let unrolled = whole / UNROLLED * UNROLLED;
+            for first in (0..unrolled).step_by(UNROLLED) {
+                for i in 0..UNROLLED {
+                    let numbers = F::load(row.add((first + i) * F::COUNT * F::BYTES));
+                    let sum = &mut chains[i % CHAINS];
+                    *sum = F::add(*sum, numbers, x.add((first + i) * L::N));
+                }
+            }
+            for v in unrolled..job.columns.div_ceil(F::COUNT) {
+                let sum = &mut chains[v % CHAINS];
+                *sum = F::add(*sum, vector::<L, F>(job, row, v), x.add(v * L::N));
+            }
+            *sum = L::add(chains[0], chains[1]);
+        }
+        write::<L, 1>(job, start, first, &sums);
+    }
+}
+
+/// Vector `v` of a row, filled up with zeros if it is the last.
+///
+/// # Safety
+/// As [`run`], of a row of the job that has such numbers.
+#[inline(always)]
+unsafe fn vector<L: Lanes, F: Numbers<L>>(job: &Job, row: *const u8, v: usize) -> F::V {
+    let left = (job.columns - v * F::COUNT).min(F::COUNT);
+    let mut padded = [0u8; 64];
+    // SAFETY: the caller's; no vector has more bytes.
+    unsafe {
+        let from = row.add(v * F::COUNT * F::BYTES);
+        std::ptr::copy_nonoverlapping(from, padded.as_mut_ptr(), left * F::BYTES);
+        F::load(padded.as_ptr())
+    }
+}
+
+/// Adds up the lanes of sums of [`ROWS`] rows of weights from `start` on with `N` of `x` from `first` on.
+///
+/// # Safety
+/// As [`run`].
+#[inline(always)]
+unsafe fn write<L: Lanes, const N: usize>(
+    job: &Job,
+    start: usize,
+    first: usize,
+    sums: &[[L::V; N]; ROWS],
+) {
+    // SAFETY: the caller's.
+    let mut vectors = [Vector::<L>(unsafe { L::splat(0.0) }); MOST];
+    for (i, sums) in sums.iter().enumerate() {
+        for (n, sum) in sums.iter().enumerate() {
+            vectors[n * ROWS + i] = Vector(*sum);
+        }
+    }
+    let totals = Vector::across(vectors, |a, b| a + b).lanes();
+    let count = ROWS.min(job.rows - start);
+    let totals = totals.chunks_exact(ROWS).enumerate();
+    for (n, totals) in totals.take(N.min(job.n - first)) {
+        // SAFETY: the caller's: this task's rows of `out`.
+        let out = unsafe { job.out.part((first + n) * job.rows + start, count) };
+        out.copy_from_slice(&totals[..count]);
     }
 }
 
@@ -182,55 +267,47 @@ pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, groups: Range<usize
 unsafe fn tile<L: Lanes, F: Numbers<L>, const N: usize>(job: &Job, group: usize, first: usize) {
     let (stride, start) = (job.stride(), group * ROWS);
     let whole = job.columns / F::COUNT;
-    let rest = (job.columns - whole * F::COUNT) * F::BYTES;
     let x: [*const u32; N] = job.records(first);
     // Rows beyond the last are that row again.
     let mut rows = [job.weights.as_ptr(); ROWS];
     for (i, row) in rows.iter_mut().enumerate() {
         *row = job.weights[(start + i).min(job.rows - 1) * stride..][..stride].as_ptr();
     }
-    // SAFETY: each row has `whole` vectors and `rest` bytes, each record as many vectors and one more if
-    // there are such bytes; the rest is the caller's.
+    // SAFETY: each row has `whole` vectors and a rest, each record as many vectors and one more if there
+    // is a rest; what is left is the caller's.
     unsafe {
-        let mut sums = [[L::splat(0.0); N]; ROWS];
-        for v in 0..whole {
-            let at = v * F::COUNT * F::BYTES;
-            // As much of the next group as is used of this one.
-            let next = rows[0].wrapping_add(ROWS * (stride + at));
-            prefetch(next, ROWS * F::COUNT * F::BYTES);
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                let numbers = F::load(row.add(at));
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = F::add(*sum, numbers, x.add(v * L::N));
+        let mut totals = [[L::splat(0.0); N]; ROWS];
+        for chain in 0..CHAINS {
+            let mut sums = [[L::splat(0.0); N]; ROWS];
+            for v in (chain..whole).step_by(CHAINS) {
+                let at = v * F::COUNT * F::BYTES;
+                // As much of the next group as is used of this one.
+                let next = rows[0].wrapping_add(ROWS * (stride + at));
+                prefetch(next, ROWS * F::COUNT * F::BYTES);
+                for (sums, row) in sums.iter_mut().zip(rows) {
+                    let numbers = F::load(row.add(at));
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = F::add(*sum, numbers, x.add(v * L::N));
+                    }
+                }
+            }
+            if whole * F::COUNT < job.columns && whole % CHAINS == chain {
+                for (sums, row) in sums.iter_mut().zip(rows) {
+                    let numbers = vector::<L, F>(job, row, whole);
+                    for (sum, x) in sums.iter_mut().zip(x) {
+                        *sum = F::add(*sum, numbers, x.add(whole * L::N));
+                    }
+                }
+            }
+            for (totals, sums) in totals.iter_mut().zip(sums) {
+                for (total, sum) in totals.iter_mut().zip(sums) {
+                    *total = match chain {
+                        0 => sum,
+                        _ => L::add(*total, sum),
+                    };
                 }
             }
         }
-        if rest > 0 {
-            for (sums, row) in sums.iter_mut().zip(rows) {
-                let mut tail = [0u8; 64];
-                let from = row.add(whole * F::COUNT * F::BYTES);
-                std::ptr::copy_nonoverlapping(from, tail.as_mut_ptr(), rest);
-                let numbers = F::load(tail.as_ptr());
-                for (sum, x) in sums.iter_mut().zip(x) {
-                    *sum = F::add(*sum, numbers, x.add(whole * L::N));
-                }
-            }
-        }
-        let mut vectors = [Vector::<L>(L::splat(0.0)); MOST];
-        for (i, sums) in sums.iter().enumerate() {
-            for (n, sum) in sums.iter().enumerate() {
-                vectors[n * ROWS + i] = Vector(*sum);
-            }
-        }
-        let totals = Vector::across(vectors, |a, b| a + b).lanes();
-        let count = ROWS.min(job.rows - start);
-        for (n, totals) in totals
-            .chunks_exact(ROWS)
-            .enumerate()
-            .take(N.min(job.n - first))
-        {
-            let out = job.out.part((first + n) * job.rows + start, count);
-            out.copy_from_slice(&totals[..count]);
-        }
+        write::<L, N>(job, start, first, &totals);
     }
 }

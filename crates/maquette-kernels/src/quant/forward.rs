@@ -2,12 +2,11 @@
 //!
 //! Each row's result depends on that row alone, whichever rows are computed with it.
 
-use rayon::prelude::*;
-
 use crate::activation::{Activation, apply_to};
 use crate::elementwise::{GRAIN, add as add_to, multiply_by, vectorized};
 use crate::row_norm;
 use crate::simd::Isa;
+use crate::team;
 
 /// `x / sqrt(mean(x^2) + epsilon) * gamma`, row by row (Zhang and Sennrich 2019).
 ///
@@ -64,12 +63,7 @@ pub fn add(x: &mut [f32], y: &[f32]) {
 
 /// Parts of a slice with their starts, in parallel if there are several.
 fn each_part(x: &mut [f32], work: impl Fn(usize, &mut [f32]) + Sync) {
-    if x.len() <= GRAIN {
-        return work(0, x);
-    }
-    x.par_chunks_mut(GRAIN)
-        .enumerate()
-        .for_each(|(i, x)| work(i * GRAIN, x));
+    team::each_part(x, GRAIN, |i, x| work(i * GRAIN, x));
 }
 
 /// Which numbers of a head a rotation turns together.
@@ -125,13 +119,7 @@ pub fn rotary(
             );
         }
     };
-    match n > rows {
-        false => work(0, x),
-        true => x
-            .par_chunks_mut(rows * stride)
-            .enumerate()
-            .for_each(|(task, x)| work(task, x)),
-    }
+    team::each_part(x, rows * stride, work);
 }
 
 vectorized! {

@@ -1,13 +1,12 @@
 //! Matrices of weights in a file's number format.
 
-use rayon::prelude::*;
-
 use super::product::{Job, Kernel, Level};
 use super::records::Records;
 use super::{Bytes, Format};
 use crate::elementwise::GRAIN;
 use crate::shared::Shared;
 use crate::simd::Isa;
+use crate::team;
 
 /// A matrix `[rows, columns]` of weights, row after row, used as `x W^T`. Clones share the weights.
 #[derive(Clone, Debug)]
@@ -231,35 +230,30 @@ fn multiply_on(level: Level, matrices: &[&QuantMatrix], x: &[f32], outs: &mut [&
     let jobs: Vec<_> = jobs.collect();
     // 2. All parts of all of them.
     let tasks = jobs.iter().map(|(_, tasks, _)| tasks).sum();
-    (0..tasks)
-        .into_par_iter()
-        .with_max_len(1)
-        .for_each(|task: usize| {
-            let mut task = task;
-            for (kernel, tasks, job) in &jobs {
-                if task < *tasks {
-                    // SAFETY: the machine has the level; bytes and `x` fit as `new`, `checked_bytes` and
-                    // `prepare` see to; outputs are borrowed exclusively, and each task has its own rows.
-                    return unsafe { kernel.run(job, task) };
-                }
-                task -= tasks;
+    team::each(tasks, |mut task| {
+        for (kernel, tasks, job) in &jobs {
+            if task < *tasks {
+                // SAFETY: the machine has the level; bytes and `x` fit as `new`, `checked_bytes` and
+                // `prepare` see to; outputs are borrowed exclusively, and each task has its own rows.
+                return unsafe { kernel.run(job, task) };
             }
-        });
+            task -= tasks;
+        }
+    });
 }
 
 /// All rows of `x` for some matrices.
 fn prepare(records: Records, x: &[f32], columns: usize) -> Vec<u32> {
     let (isa, row) = (Isa::detect(), records.row(columns));
     let mut words = vec![0; x.len() / columns * row];
-    if x.len() <= GRAIN {
-        for (x, words) in x.chunks_exact(columns).zip(words.chunks_exact_mut(row)) {
+    // Parts of whole rows.
+    let rows = GRAIN.div_ceil(columns);
+    team::each_part(&mut words, rows * row, |part, words| {
+        let x = x.chunks_exact(columns).skip(part * rows);
+        for (x, words) in x.zip(words.chunks_exact_mut(row)) {
             records.write(isa, x, words);
         }
-    } else {
-        x.par_chunks_exact(columns)
-            .zip(words.par_chunks_exact_mut(row))
-            .for_each(|(x, words)| records.write(isa, x, words));
-    }
+    });
     words
 }
 

@@ -33,7 +33,7 @@ const GROUPS: usize = 2;
 const PANEL: usize = 1 << 18;
 
 /// Bytes of weights of a task at least.
-const TASK: usize = 1 << 15;
+const TASK: usize = 1 << 16;
 
 /// An instruction set that weights are multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
