@@ -12,7 +12,7 @@ use maquette_data::{Tokenizer, stories, text};
 use maquette_eval::bootstrap::bootstrap;
 use maquette_eval::classification::Confusion;
 use maquette_eval::text::{exact_match, token_f1};
-use maquette_models::bert::{Bert, BertConfig, BertHead, BertInput};
+use maquette_models::bert::{Bert, BertConfig, BertHead, BertInput, Pooling};
 use maquette_models::nn::attention::padding_bias;
 use maquette_models::nn::cross_entropy;
 use maquette_models::{BagOfWords, BagOfWordsConfig, hf};
@@ -49,6 +49,9 @@ pub struct FinetuneRecipe {
     /// What reads the examples.
     #[serde(default)]
     pub reader: ReaderKind,
+    /// What of a text its class is read off.
+    #[serde(default)]
+    pub pooling: Pooling,
     /// The examples.
     pub data: LabelledData,
     /// The update rule.
@@ -159,6 +162,11 @@ impl FinetuneRecipe {
         if recipe.reader == ReaderKind::BagOfWords && data.task != LabelledTask::Classify {
             let what = "a bag of words has classes only";
             return Err(invalid("task", what, "take task = \"classify\""));
+        }
+        if recipe.pooling != Pooling::Cls && data.task != LabelledTask::Classify {
+            let what = "only a class is read off the whole text";
+            let invalid = Invalid::new("pooling", what, "leave it out");
+            return Err(source.locate("", invalid).into());
         }
         Ok(recipe)
     }
@@ -448,7 +456,7 @@ impl<'a> Batch<'a> {
         let features = model.forward(self.input(device));
         let (rows, width) = (self.items.len(), self.width);
         let logits = match self.items[0].target {
-            Target::Class(_) => model.text_logits(features),
+            Target::Class(_) => model.text_logits(features, Some(self.mask(device))),
             Target::Tags(_) => {
                 let logits = model.token_logits(features);
                 let [_, _, tags] = logits.dims();
@@ -478,11 +486,14 @@ fn numbers(values: impl Iterator<Item = u32>, device: &Device) -> Tensor<1, Int>
     Tensor::from_data(TensorData::new(values, [n]), device)
 }
 
-/// The configuration of the BERT in `init` with another head.
-fn config(recipe: &FinetuneRecipe, names: usize) -> Result<(BertConfig, Bert), TrainError> {
-    // Weights that will learn are moved to the device of the job.
-    let (trunk, model) =
-        hf::load_bert(recipe.init()?, &Device::flex()).map_err(TrainError::other)?;
+/// The configuration of the BERT in `init` with another head, and that BERT. Only what is loaded on a device
+/// with gradients learns there: moved to one later, it would stay as it is.
+fn config(
+    recipe: &FinetuneRecipe,
+    names: usize,
+    device: &Device,
+) -> Result<(BertConfig, Bert), TrainError> {
+    let (trunk, model) = hf::load_bert(recipe.init()?, device).map_err(TrainError::other)?;
     let head = match recipe.data.task {
         LabelledTask::Classify => BertHead::Classify(names),
         LabelledTask::Tag => BertHead::Tag(names),
@@ -490,6 +501,7 @@ fn config(recipe: &FinetuneRecipe, names: usize) -> Result<(BertConfig, Bert), T
     };
     let config = BertConfig {
         pooler: trunk.pooler || recipe.data.task == LabelledTask::Classify,
+        pooling: recipe.pooling,
         head,
         ..trunk
     };
@@ -508,17 +520,17 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         *init = std::path::absolute(&*init).unwrap_or_else(|_| init.clone());
     }
     job.say("reading the model and the examples");
-    let (trunk, _) = config(&recipe, 1)?;
+    let device = job.device.clone().autodiff();
+    let (trunk, _) = config(&recipe, 1, &device)?;
     let path: Option<PathBuf> = job.data_path(recipe.data.path.as_deref()).map(Into::into);
     let examples = Examples::open(&recipe, trunk.seq_len, path.as_deref())?;
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
 
     // 2. Model: a fresh head on the old encoder, or what it is compared with
-    let device = job.device.clone().autodiff();
-    let (config, old) = config(&recipe, examples.names.len())?;
+    let (config, old) = config(&recipe, examples.names.len(), &device)?;
     let random = &mut rng(seed, Stream::Init, 0);
     let reader = match recipe.reader {
-        ReaderKind::Bert => Reader::Bert(config.init(&device, random).onto(old.to_device(&device))),
+        ReaderKind::Bert => Reader::Bert(config.init(&device, random).onto(old)),
         ReaderKind::FreshBert => Reader::Bert(config.init(&device, random)),
         ReaderKind::BagOfWords => Reader::Bag(bag(&examples, &device)?),
     };
@@ -582,7 +594,8 @@ fn bag(examples: &Examples, device: &Device) -> Result<BagOfWords, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = FinetuneRecipe::parse(source)?;
     let path = job.data.as_deref().or(recipe.data.path.as_deref());
-    let (trunk, _) = config(&recipe, 1)?;
+    let device = job.device.clone().autodiff();
+    let (trunk, _) = config(&recipe, 1, &device)?;
     let examples = Examples::open(&recipe, trunk.seq_len, path)?;
     let reader = match recipe.reader {
         ReaderKind::BagOfWords => {
