@@ -191,17 +191,16 @@ fn tuned(lab: &LabContext<'_>, root: &Path, bert: &Path) -> Result<(Vec<Claim>, 
             &root.join(name),
         )
     };
-    let few = [("data.count", "400"), ("train.steps", "500")];
-    let order = train("word order", WORD_ORDER, &few)?;
+    let order = train("word order", WORD_ORDER, &[])?;
     let fresh = train(
         "the same from nothing",
         WORD_ORDER,
-        &[&few[..], &[("reader", "fresh-bert")]].concat(),
+        &[("reader", "fresh-bert")],
     )?;
     let words = train(
         "the same by a bag of words",
         WORD_ORDER,
-        &[&few[..], &[("reader", "bag-of-words")]].concat(),
+        &[("reader", "bag-of-words")],
     )?;
     let heroes = train(
         "heroes of stories",

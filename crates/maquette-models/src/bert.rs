@@ -41,17 +41,6 @@ pub enum BertHead {
     Answer,
 }
 
-/// What of a text its class is read off.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Pooling {
-    /// The first token, as in the original: it has to have learnt to look for what matters.
-    #[default]
-    Cls,
-    /// The mean of all tokens: what any of them knows counts from the start.
-    Mean,
-}
-
 /// Configuration of a [`Bert`]. The default is a hundredth of BERT-base, for two cores.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -77,10 +66,9 @@ pub struct BertConfig {
     pub norm_eps: f64,
     /// Dropout of embeddings, attention weights and what blocks write.
     pub dropout: f64,
-    /// Whether what is pooled passes a layer of its own, as classes and the next sentence need.
+    /// Whether the first token's features pass a layer of their own, as classes and the next
+    /// sentence need.
     pub pooler: bool,
-    /// What is pooled.
-    pub pooling: Pooling,
     /// What stands on the encoder.
     pub head: BertHead,
     /// How weights are drawn. Embeddings are always normal with deviation 0.02.
@@ -105,7 +93,6 @@ impl Default for BertConfig {
             norm_eps: 1e-12,
             dropout: 0.0,
             pooler: false,
-            pooling: Pooling::Cls,
             head: BertHead::MaskedLm,
             init: InitScheme::Scaled,
             sinusoids: false,
@@ -226,7 +213,6 @@ impl BertConfig {
                 BertHead::Pretraining | BertHead::Answer => Some(linear(2)),
             },
             seq_len: self.seq_len,
-            pooling: self.pooling,
         }
     }
 
@@ -296,23 +282,19 @@ pub struct Bert {
     /// Of the next sentence, classes, tags, or an answer's ends.
     output: Option<Linear>,
     seq_len: usize,
-    #[module(skip)]
-    pooling: Pooling,
 }
 
 impl Bert {
-    /// This model's head on another's encoder: its embeddings, its blocks and, where both have one and
-    /// pool the same, its pooler.
+    /// This model's head on another's encoder: its embeddings, its blocks and, where both have one,
+    /// its pooler.
     pub fn onto(self, trunk: Bert) -> Self {
-        let same = trunk.pooling == self.pooling;
         Self {
-            pooler: match (&self.pooler, trunk.pooler.is_some() && same) {
+            pooler: match (&self.pooler, trunk.pooler.is_some()) {
                 (Some(_), true) => trunk.pooler,
                 _ => self.pooler,
             },
             masked: self.masked,
             output: self.output,
-            pooling: self.pooling,
             ..trunk
         }
     }
@@ -440,21 +422,17 @@ impl Bert {
     ///
     /// # Shapes
     /// - features: `[batch, seq, d_model]`
-    /// - mask: as in [`BertInput`]
     /// - output: `[batch, n_classes]`
     ///
     /// # Panics
     /// If the model has no such head.
-    pub fn text_logits(&self, features: Tensor<3>, mask: Option<Tensor<2>>) -> Tensor<2> {
+    pub fn text_logits(&self, features: Tensor<3>) -> Tensor<2> {
         let Some(pooler) = &self.pooler else {
             panic!("this BERT has no pooler");
         };
         let [batch, _, d_model] = features.dims();
-        let text = match self.pooling {
-            Pooling::Cls => features.narrow(1, 0, 1).reshape([batch, d_model]),
-            Pooling::Mean => mean_pool(features, mask),
-        };
-        let pooled = self.dropout.forward(tanh(pooler.forward(text)));
+        let first = features.narrow(1, 0, 1).reshape([batch, d_model]);
+        let pooled = self.dropout.forward(tanh(pooler.forward(first)));
         self.output().forward(pooled)
     }
 
@@ -579,40 +557,8 @@ mod tests {
         assert_ne!(features(&fresh), features(&old));
         let tuned = fresh.onto(old.clone());
         assert_eq!(features(&tuned), features(&old));
-        let logits = tuned.text_logits(tuned.forward(BertInput::new(tokens.clone())), None);
+        let logits = tuned.text_logits(tuned.forward(BertInput::new(tokens.clone())));
         assert_eq!(logits.dims(), [1, 3]);
-    }
-
-    #[test]
-    fn a_mean_is_of_the_tokens_and_not_of_what_fills_up() {
-        let device = Device::flex();
-        let config = BertConfig {
-            vocab_size: 11,
-            seq_len: 8,
-            d_model: 16,
-            n_layers: 1,
-            pooler: true,
-            pooling: Pooling::Mean,
-            head: BertHead::Classify(3),
-            ..BertConfig::default()
-        };
-        let model = config.init(&device, &mut rng(2, Stream::Init, 0));
-        let logits = |tokens: Tensor<2, Int>, mask: Tensor<2>| {
-            let input = BertInput::new(tokens).with_mask(mask.clone());
-            let logits = model.text_logits(model.forward(input), Some(mask));
-            logits.into_data().to_vec::<f32>().unwrap()
-        };
-        let whole = logits(
-            Tensor::from_ints([[3, 1, 4]], &device),
-            Tensor::ones([1, 3], &device),
-        );
-        let filled = logits(
-            Tensor::from_ints([[3, 1, 4, 9, 9]], &device),
-            Tensor::from_floats([[1.0, 1.0, 1.0, 0.0, 0.0]], &device),
-        );
-        for (a, b) in whole.iter().zip(&filled) {
-            assert!((a - b).abs() < 1e-5, "{a} {b}");
-        }
     }
 
     #[test]
@@ -621,7 +567,7 @@ mod tests {
         let tokens = Tensor::<2, Int>::from_ints([[3, 1, 4], [1, 5, 9]], &device);
         let features = |model: &Bert| model.forward(BertInput::new(tokens.clone()));
         let classes = model(BertHead::Classify(3));
-        assert_eq!(classes.text_logits(features(&classes), None).dims(), [2, 3]);
+        assert_eq!(classes.text_logits(features(&classes)).dims(), [2, 3]);
         let answer = model(BertHead::Answer);
         assert_eq!(answer.token_logits(features(&answer)).dims(), [2, 3, 2]);
     }

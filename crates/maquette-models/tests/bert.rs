@@ -35,7 +35,7 @@ fn outputs_equal_those_of_transformers() {
                 expected.check(name, "embeddings", model.embed(input));
             }
             BertHead::Classify(_) => {
-                expected.check(name, "text_logits", model.text_logits(features, None));
+                expected.check(name, "text_logits", model.text_logits(features));
             }
             BertHead::Tag(_) | BertHead::Answer => {
                 expected.check(name, "token_logits", model.token_logits(features));
@@ -45,7 +45,7 @@ fn outputs_equal_those_of_transformers() {
                 let logits = model.masked_logits(features.clone(), all);
                 expected.check(name, "masked_logits", logits);
                 if config.head == BertHead::Pretraining {
-                    expected.check(name, "text_logits", model.text_logits(features, None));
+                    expected.check(name, "text_logits", model.text_logits(features));
                 }
             }
         }

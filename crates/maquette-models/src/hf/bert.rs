@@ -15,7 +15,7 @@ use super::{
     read_json, read_model, read_weights, write_json,
 };
 use crate::{
-    bert::{Bert, BertConfig, BertHead, Pooling},
+    bert::{Bert, BertConfig, BertHead},
     error::ModelError,
     store::{self, Metadata, Tensors},
 };
@@ -47,9 +47,6 @@ struct BertJson {
     tie_word_embeddings: Option<bool>,
     id2label: Option<Map<String, Value>>,
     num_labels: Option<usize>,
-    /// As in ModernBERT's files; BERT's have none, and mean the first token.
-    #[serde(default)]
-    classifier_pooling: Pooling,
 }
 
 fn gelu() -> String {
@@ -108,7 +105,6 @@ fn read_config(path: &Path) -> Result<BertConfig, ModelError> {
         norm_eps: json.layer_norm_eps,
         dropout: json.hidden_dropout_prob,
         pooler: true,
-        pooling: json.classifier_pooling,
         head,
         ..BertConfig::default()
     };
@@ -317,9 +313,6 @@ fn config_json(config: &BertConfig) -> Value {
         // `transformers` would otherwise leave out the embedding of token 0.
         "pad_token_id": null,
     });
-    if config.pooling != Pooling::Cls {
-        json["classifier_pooling"] = json!(config.pooling);
-    }
     if let Some(labels) = labels {
         let names = (0..labels).map(|i| (i.to_string(), Value::from(format!("LABEL_{i}"))));
         let ids = (0..labels).map(|i| (format!("LABEL_{i}"), Value::from(i)));

@@ -265,7 +265,7 @@ impl Rows {
         let targets = numbers(self.targets.iter().copied(), device);
         let next = (!self.classes.is_empty()).then(|| {
             let classes = numbers(self.classes.iter().copied(), device);
-            cross_entropy(model.text_logits(features, None), classes)
+            cross_entropy(model.text_logits(features), classes)
         });
         (cross_entropy(logits, targets), next)
     }
@@ -415,7 +415,7 @@ fn measure(
             .map(|token| corpus.bytes[*token as usize])
             .sum::<usize>();
         if recipe.pairing.is_some() {
-            together += agree(model.text_logits(features, None), &rows.classes);
+            together += agree(model.text_logits(features), &rows.classes);
             rows_seen += rows.classes.len();
         }
     }

@@ -12,7 +12,7 @@ use maquette_data::{Tokenizer, stories, text};
 use maquette_eval::bootstrap::bootstrap;
 use maquette_eval::classification::Confusion;
 use maquette_eval::text::{exact_match, token_f1};
-use maquette_models::bert::{Bert, BertConfig, BertHead, BertInput, Pooling};
+use maquette_models::bert::{Bert, BertConfig, BertHead, BertInput};
 use maquette_models::nn::attention::padding_bias;
 use maquette_models::nn::cross_entropy;
 use maquette_models::{BagOfWords, BagOfWordsConfig, hf};
@@ -49,9 +49,6 @@ pub struct FinetuneRecipe {
     /// What reads the examples.
     #[serde(default)]
     pub reader: ReaderKind,
-    /// What of a text its class is read off.
-    #[serde(default)]
-    pub pooling: Pooling,
     /// The examples.
     pub data: LabelledData,
     /// The update rule.
@@ -162,11 +159,6 @@ impl FinetuneRecipe {
         if recipe.reader == ReaderKind::BagOfWords && data.task != LabelledTask::Classify {
             let what = "a bag of words has classes only";
             return Err(invalid("task", what, "take task = \"classify\""));
-        }
-        if recipe.pooling != Pooling::Cls && data.task != LabelledTask::Classify {
-            let what = "only a class is read off the whole text";
-            let invalid = Invalid::new("pooling", what, "leave it out");
-            return Err(source.locate("", invalid).into());
         }
         Ok(recipe)
     }
@@ -456,7 +448,7 @@ impl<'a> Batch<'a> {
         let features = model.forward(self.input(device));
         let (rows, width) = (self.items.len(), self.width);
         let logits = match self.items[0].target {
-            Target::Class(_) => model.text_logits(features, Some(self.mask(device))),
+            Target::Class(_) => model.text_logits(features),
             Target::Tags(_) => {
                 let logits = model.token_logits(features);
                 let [_, _, tags] = logits.dims();
@@ -501,7 +493,6 @@ fn config(
     };
     let config = BertConfig {
         pooler: trunk.pooler || recipe.data.task == LabelledTask::Classify,
-        pooling: recipe.pooling,
         head,
         ..trunk
     };
