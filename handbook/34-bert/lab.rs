@@ -202,12 +202,8 @@ fn tuned(lab: &LabContext<'_>, root: &Path, bert: &Path) -> Result<(Vec<Claim>, 
         WORD_ORDER,
         &[("reader", "bag-of-words")],
     )?;
-    let heroes = train(
-        "heroes of stories",
-        HEROES,
-        &[("data.count", "500"), ("train.steps", "250")],
-    )?;
-    let places = train("where people are", WHEREABOUTS, &[("train.steps", "600")])?;
+    let heroes = train("heroes of stories", HEROES, &[])?;
+    let places = train("where people are", WHEREABOUTS, &[])?;
     let accuracy = |ran: &Ran| ran.metric("test_accuracy");
     let claims = vec![
         Claim::at_least(

@@ -311,6 +311,15 @@ mod tests {
     }
 
     #[test]
+    fn a_leader_that_waits_for_the_pool_does_not_help_itself() {
+        let pool = pool(2);
+        for _ in 0..500 {
+            let sum: usize = pool.install(|| together(|| (0..64).into_par_iter().sum()));
+            assert_eq!(sum, 2016);
+        }
+    }
+
+    #[test]
     fn a_panic_of_any_thread_is_the_caller_s_and_the_pool_lives_on() {
         let pool = pool(2);
         for bad in [0, 99] {
