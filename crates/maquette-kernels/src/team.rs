@@ -110,7 +110,7 @@ impl Team {
 
     /// Whether there is one, as its leader knows it.
     fn in_section(&self) -> bool {
-        self.epoch.load(Ordering::Relaxed) % 2 == 1
+        !self.epoch.load(Ordering::Relaxed).is_multiple_of(2)
     }
 
     /// All tasks of a section, with whichever helpers come in time.
@@ -145,7 +145,7 @@ impl Team {
         let (mut last, mut patience) = (0, Patience::default());
         while !self.over.load(Ordering::Acquire) {
             let epoch = self.epoch.load(Ordering::Relaxed);
-            if epoch % 2 == 0 || epoch == last {
+            if epoch.is_multiple_of(2) || epoch == last {
                 patience.pause();
                 continue;
             }

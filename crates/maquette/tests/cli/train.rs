@@ -371,7 +371,7 @@ fn first_weights(bench: &Bench, run: &str) -> Vec<f32> {
         .into_iter()
         .find(|(name, _)| name == "tokens.weight")
         .unwrap();
-    data.to_vec().unwrap()
+    data.try_to_vec().unwrap()
 }
 
 #[test]
