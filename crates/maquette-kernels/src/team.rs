@@ -229,7 +229,7 @@ impl Share {
     }
 }
 
-/// Waits without sleeping; where that takes long, others may have the core, or the pool the thread.
+/// Waits without sleeping; where that takes long, others may have the core.
 #[derive(Default)]
 struct Patience(u32);
 

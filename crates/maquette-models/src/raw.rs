@@ -1,5 +1,5 @@
-//! A decoder's weights as they lie on disk: mapped into memory, neither copied nor widened, for an
-//! engine that multiplies with them as they are.
+//! A decoder's weights as they lie on disk: mapped into memory, or moved into large pages, and not widened,
+//! for an engine that multiplies with them as they are.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -585,8 +585,7 @@ fn bag(examples: &Examples, device: &Device) -> Result<BagOfWords, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = FinetuneRecipe::parse(source)?;
     let path = job.data.as_deref().or(recipe.data.path.as_deref());
-    let device = job.device.clone().autodiff();
-    let (trunk, _) = config(&recipe, 1, &device)?;
+    let (trunk, _) = config(&recipe, 1, &job.device)?;
     let examples = Examples::open(&recipe, trunk.seq_len, path)?;
     let reader = match recipe.reader {
         ReaderKind::BagOfWords => {
