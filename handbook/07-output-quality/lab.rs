@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::gan_metrics::{Bench, draw, noised, see};
+use super::gan_metrics::{Bench, noised, see};
 use crate::data::Split;
 use crate::data::stories::{names, story};
 use crate::eval::rating::{Vote, bradley_terry_intervals};
 use crate::eval::text::{Bleu, Chrf, Rouge, Ter, distinct_n, self_bleu};
 use crate::eval::{EvalError, bootstrap::Interval};
+use crate::labs::training::glyph_set;
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome, panels};
 use crate::rng::{Rng, Stream, rng, uniform};
 use crate::train::recipes::judge::Judge;
@@ -233,8 +234,8 @@ fn diversity(lab: &LabContext<'_>) -> Result<[[f64; 2]; 2], EvalError> {
 fn images(lab: &LabContext<'_>) -> Result<Vec<(f64, f64)>, LabError> {
     let per_class = if lab.quick { 60 } else { 300 };
     let images = Images {
-        train: Arc::new(draw(Split::Train, lab.seed, per_class)?),
-        test: draw(Split::Test, lab.seed, per_class)?,
+        train: Arc::new(glyph_set(Split::Train, lab.seed, 10, per_class)?),
+        test: glyph_set(Split::Test, lab.seed, 10, per_class)?,
         examples: 10 * per_class,
         stream: None,
     };
@@ -246,7 +247,7 @@ fn images(lab: &LabContext<'_>) -> Result<Vec<(f64, f64)>, LabError> {
         seen: see(&judge, &images.train)?,
         seed: lab.seed,
     };
-    let fresh = draw(Split::Train, lab.seed + 1, per_class)?;
+    let fresh = glyph_set(Split::Train, lab.seed + 1, 10, per_class)?;
     let noisy = NOISE.map(|sigma| noised(&fresh, sigma, lab.seed));
     let measured = std::iter::once(&fresh).chain(&noisy).map(|set| {
         let found = bench.measure(set)?;

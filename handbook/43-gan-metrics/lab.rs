@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::data::glyphs::{GlyphConfig, glyphs};
 use crate::data::{ImageSet, Split};
 use crate::eval::image::{
     Manifold, Moments, frechet_distance, inception_score, kernel_distance, manifold, polynomial_mmd,
@@ -14,6 +13,7 @@ use crate::eval::neighbours::nearest;
 use crate::eval::rating::{Vote, bradley_terry};
 use crate::eval::{EvalError, Points};
 use crate::generate::image::Picture;
+use crate::labs::training::glyph_set;
 use crate::labs::{Chart, Claim, Doing, LabContext, LabError, Outcome, beside, heat, strips};
 use crate::rng::{Stream, normal, rng};
 use crate::train::feature_net::Embedding;
@@ -34,8 +34,8 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
     let per_class = if lab.quick { 80 } else { 400 };
     lab.say("training the network whose features are compared");
     let images = Images {
-        train: Arc::new(draw(Split::Train, lab.seed, per_class)?),
-        test: draw(Split::Test, lab.seed, per_class)?,
+        train: Arc::new(glyph_set(Split::Train, lab.seed, 10, per_class)?),
+        test: glyph_set(Split::Test, lab.seed, 10, per_class)?,
         examples: 10 * per_class,
         stream: None,
     };
@@ -48,14 +48,14 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         seen: see(&judge, &images.train)?,
         seed: lab.seed,
     };
-    let fresh = draw(Split::Train, lab.seed + 1, per_class)?;
+    let fresh = glyph_set(Split::Train, lab.seed + 1, 10, per_class)?;
     let good = bench.measure(&fresh)?;
     let mut noisy = Vec::new();
     for sigma in NOISE {
         let set = noised(&fresh, sigma, lab.seed);
         noisy.push((bench.measure(&set)?, set));
     }
-    let half = half_of_the_classes(&draw(Split::Train, lab.seed + 2, 2 * per_class)?);
+    let half = half_of_the_classes(&glyph_set(Split::Train, lab.seed + 2, 10, 2 * per_class)?);
     let repeats: Vec<usize> = (0..fresh.len()).map(|i| i % REPEATED).collect();
     let collapsed = fresh.subset(&repeats);
     let (few, half_seen) = (
@@ -225,14 +225,6 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
             images.train.len()
         )],
     })
-}
-
-pub(super) fn draw(split: Split, seed: u64, per_class: usize) -> Result<ImageSet, LabError> {
-    let config = GlyphConfig {
-        per_class,
-        ..GlyphConfig::default()
-    };
-    glyphs(split, seed, &config).doing("drawing glyphs")
 }
 
 pub(super) fn noised(set: &ImageSet, sigma: f32, seed: u64) -> ImageSet {

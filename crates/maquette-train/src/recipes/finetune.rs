@@ -478,25 +478,18 @@ fn numbers(values: impl Iterator<Item = u32>, device: &Device) -> Tensor<1, Int>
     Tensor::from_data(TensorData::new(values, [n]), device)
 }
 
-/// The configuration of the BERT in `init` with another head, and that BERT. Only what is loaded on a device
-/// with gradients learns there: moved to one later, it would stay as it is.
-fn config(
-    recipe: &FinetuneRecipe,
-    names: usize,
-    device: &Device,
-) -> Result<(BertConfig, Bert), TrainError> {
-    let (trunk, model) = hf::load_bert(recipe.init()?, device).map_err(TrainError::other)?;
+/// The configuration of `trunk` with the head that the recipe's task needs, for so many names.
+fn with_head(recipe: &FinetuneRecipe, trunk: &BertConfig, names: usize) -> BertConfig {
     let head = match recipe.data.task {
         LabelledTask::Classify => BertHead::Classify(names),
         LabelledTask::Tag => BertHead::Tag(names),
         LabelledTask::Answer => BertHead::Answer,
     };
-    let config = BertConfig {
+    BertConfig {
         pooler: trunk.pooler || recipe.data.task == LabelledTask::Classify,
         head,
-        ..trunk
-    };
-    Ok((config, model))
+        ..*trunk
+    }
 }
 
 /// Trains the recipe of `job`.
@@ -511,14 +504,15 @@ pub fn train(mut job: Job<'_>) -> Result<Outcome, TrainError> {
         *init = std::path::absolute(&*init).unwrap_or_else(|_| init.clone());
     }
     job.say("reading the model and the examples");
+    // Only what is loaded on a device with gradients learns there: moved to one later, it would stay as it is.
     let device = job.device.clone().autodiff();
-    let (trunk, _) = config(&recipe, 1, &device)?;
+    let (trunk, old) = hf::load_bert(recipe.init()?, &device).map_err(TrainError::other)?;
     let path: Option<PathBuf> = job.data_path(recipe.data.path.as_deref()).map(Into::into);
     let examples = Examples::open(&recipe, trunk.seq_len, path.as_deref())?;
     let (batch, seed) = (recipe.train.batch, recipe.train.seed);
 
     // 2. Model: a fresh head on the old encoder, or what it is compared with
-    let (config, old) = config(&recipe, examples.names.len(), &device)?;
+    let config = with_head(&recipe, &trunk, examples.names.len());
     let random = &mut rng(seed, Stream::Init, 0);
     let reader = match recipe.reader {
         ReaderKind::Bert => Reader::Bert(config.init(&device, random).onto(old)),
@@ -585,16 +579,18 @@ fn bag(examples: &Examples, device: &Device) -> Result<BagOfWords, TrainError> {
 pub fn evaluate(source: &Source, job: EvaluateJob<'_>) -> Result<Evaluation, TrainError> {
     let recipe = FinetuneRecipe::parse(source)?;
     let path = job.data.as_deref().or(recipe.data.path.as_deref());
-    let (trunk, _) = config(&recipe, 1, &job.device)?;
+    // A bag of words reads rows as long as those of the BERT whose vocabulary it has.
+    let bert = match recipe.reader {
+        ReaderKind::BagOfWords => recipe.init()?,
+        ReaderKind::Bert | ReaderKind::FreshBert => &job.run,
+    };
+    let (trunk, model) = hf::load_bert(bert, &job.device).map_err(TrainError::other)?;
     let examples = Examples::open(&recipe, trunk.seq_len, path)?;
     let reader = match recipe.reader {
         ReaderKind::BagOfWords => {
             Reader::Bag(weights::load(bag(&examples, &job.device)?, &job.run)?)
         }
-        _ => {
-            let (_, model) = hf::load_bert(&job.run, &job.device).map_err(TrainError::other)?;
-            Reader::Bert(model)
-        }
+        ReaderKind::Bert | ReaderKind::FreshBert => Reader::Bert(model),
     };
     (job.say)("measuring");
     let metrics =

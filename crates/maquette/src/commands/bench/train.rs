@@ -36,9 +36,14 @@ pub(crate) fn run(args: &BenchTrainArgs, threads: usize, output: Output) -> miet
     let mut results = Vec::new();
     output.line(heading());
     for case in suites.iter().flat_map(|suite| Case::of(*suite, args)) {
-        let result = Comparison::new(case, args, threads, &script, &status)
-            .and_then(|comparison| comparison.measure(&mut peers))
-            .map_err(failed)?;
+        let comparison = Comparison {
+            case,
+            args,
+            threads,
+            script: &script,
+            status: &status,
+        };
+        let result = comparison.measure(&mut peers).map_err(failed)?;
         status.clear();
         output.line(result.line());
         results.push(result);
@@ -123,37 +128,10 @@ struct Comparison<'a> {
     threads: usize,
     script: &'a Path,
     status: &'a Status,
-    ours: Side,
 }
 
-impl<'a> Comparison<'a> {
-    fn new(
-        case: Case,
-        args: &'a BenchTrainArgs,
-        threads: usize,
-        script: &'a Path,
-        status: &'a Status,
-    ) -> Result<Self, SideError> {
-        status.say(&format!("{}: starting", case.name()));
-        let loss = case.loss.map(|loss| spelled(&loss));
-        let settings = Settings {
-            suite: &case.suite.name(),
-            loss: loss.as_deref(),
-            precision: &args.precision.name(),
-            threads,
-        };
-        let ours = Side::ours(settings, false)?;
-        Ok(Self {
-            case,
-            args,
-            threads,
-            script,
-            status,
-            ours,
-        })
-    }
-
-    /// Starts the `peers`, then has every side take a block per round. Peers that are missing
+impl Comparison<'_> {
+    /// Starts our side and the `peers`, then has every side take a block per round. Peers that are missing
     /// leave the list.
     fn measure(self, peers: &mut Vec<Peer>) -> Result<SuiteResult, SideError> {
         let name = self.case.name();
@@ -165,7 +143,8 @@ impl<'a> Comparison<'a> {
             precision: &precision,
             threads: self.threads,
         };
-        let mut sides = vec![(None, self.ours)];
+        self.status.say(&format!("{name}: starting"));
+        let mut sides = vec![(None, Side::ours(settings, false)?)];
         for peer in peers.clone() {
             self.status
                 .say(&format!("{name}: starting {}", spelled(&peer)));
