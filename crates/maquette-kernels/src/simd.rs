@@ -561,3 +561,25 @@ pub(crate) fn prefetch_lines(from: *const u8, lines: std::ops::Range<usize>) {
         }
     }
 }
+
+/// How many bytes before they are read a processor that [`asks`] is asked for what follows, where memory is read
+/// from front to back.
+pub(crate) const AHEAD: usize = 8192;
+
+/// Whether this processor wants to be asked at all.
+///
+/// Measured on decoding: Intel's servers (Emerald Rapids) read a third more per second when they are asked 4 or
+/// 8 KiB ahead; AMD's (Zen 4) foresee a single stream better than they can be told.
+pub(crate) fn asks() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        static INTEL: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        *INTEL.get_or_init(|| {
+            let vendor = std::arch::x86_64::__cpuid(0);
+            let vendor = [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes);
+            vendor.as_flattened() == b"GenuineIntel"
+        })
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}

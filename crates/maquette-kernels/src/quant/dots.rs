@@ -11,7 +11,7 @@ use half::f16;
 
 use super::product::Job;
 use super::records::Records;
-use crate::simd::{Lanes, Portable, prefetch};
+use crate::simd::{AHEAD, Lanes, Portable, asks, prefetch};
 use crate::vector::{MOST, Vector};
 
 /// Rows of weights at a time: enough sums that none waits for its last addition.
@@ -181,7 +181,7 @@ pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, groups: Range<usize
 }
 
 /// One group of rows of weights with row `first` of `x`: each from its first number to its last, as one
-/// stream of memory, which a processor foresees better than it can be told.
+/// stream of memory.
 ///
 /// # Safety
 /// As [`run`].
@@ -191,6 +191,7 @@ unsafe fn one_by_one<L: Lanes, F: Numbers<L>>(job: &Job, group: usize, first: us
     let whole = job.columns / F::COUNT;
     let [x] = job.records::<1>(first);
     let count = ROWS.min(job.rows - start);
+    let asks = asks();
     // SAFETY: as in `tile`.
     unsafe {
         let mut sums = [[L::splat(0.0); 1]; ROWS];
@@ -199,6 +200,10 @@ unsafe fn one_by_one<L: Lanes, F: Numbers<L>>(job: &Job, group: usize, first: us
             let mut chains = [L::splat(0.0); CHAINS];
             let unrolled = whole / UNROLLED * UNROLLED;
             for first in (0..unrolled).step_by(UNROLLED) {
+                if asks {
+                    let next = row.wrapping_add(AHEAD + first * F::COUNT * F::BYTES);
+                    prefetch(next, UNROLLED * F::COUNT * F::BYTES);
+                }
                 for i in 0..UNROLLED {
                     let numbers = F::load(row.add((first + i) * F::COUNT * F::BYTES));
                     let sum = &mut chains[i % CHAINS];

@@ -329,13 +329,18 @@ mod tests {
     #[test]
     fn products_are_those_of_the_decoded_numbers() {
         for format in Format::ALL {
-            let floats = format.block().0 == 1;
+            let block = format.block().0;
             let sizes = [
                 (37, 512),
                 (3, 256),
                 (16, 768),
-                (1, if floats { 31 } else { 256 }),
+                (1, if block == 1 { 31 } else { 256 }),
                 (50, 1280),
+                // Rows of one to 33 blocks, in two or three groups.
+                (33, block),
+                (17, 5 * block),
+                (33, 11 * block),
+                (34, 33 * block),
             ];
             for (rows, columns) in sizes {
                 let weights = numbers(rows * columns, 1);
@@ -374,8 +379,15 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_product_alone_and_on_any_number_of_threads() {
-        for format in Format::ALL {
-            let (rows, columns) = (75, 512);
+        let sizes = |format: Format| {
+            let block = format.block().0;
+            [
+                (format, 75, 512),
+                (format, 40, 13 * block),
+                (format, 20, 29 * block),
+            ]
+        };
+        for (format, rows, columns) in Format::ALL.into_iter().flat_map(sizes) {
             let weights = numbers(rows * columns, 3);
             let weights = QuantMatrix::encode(format, rows, columns, &weights).unwrap();
             let x = numbers(23 * columns, 4);

@@ -185,14 +185,7 @@ impl Kernel {
             Level::VnniBf16 | Level::Vnni if float => floats!(format, Avx512, dots_avx512),
             #[cfg(target_arch = "x86_64")]
             Level::VnniBf16 | Level::Vnni => {
-                let kernel = quantised!(format, Vnni, vnni);
-                let run: Loop = match format {
-                    Format::Q4K => vnni_along::<Q4K>,
-                    Format::Q5K => vnni_along::<Q5K>,
-                    Format::Q6K => vnni_along::<Q6K>,
-                    _ => kernel.run,
-                };
-                Self { run, ..kernel }
+                quantised!(format, Vnni, vnni)
             }
             #[cfg(target_arch = "x86_64")]
             Level::AvxVnni | Level::Avx2 if float => floats!(format, Avx2, dots_avx2),
@@ -278,20 +271,16 @@ compiled!(
     avx_vnni,
     AvxVnni
 );
-compiled!(
-    #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-    vnni,
-    Vnni
-);
 
 /// The same with a way of its own for one row of `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vnni_along<F: Along>(job: &Job, groups: Range<usize>) {
-    // SAFETY: the caller's.
+unsafe fn vnni<F: Along>(job: &Job, groups: Range<usize>) {
+    let blocks = job.columns.div_ceil(F::NUMBERS);
+    // SAFETY: the caller's; rows are as long as it takes.
     unsafe {
         match job.n {
-            1 => along::run::<F>(job, groups),
+            1 if blocks >= F::FEWEST => along::run::<F>(job, groups),
             _ => run::<Vnni, F>(job, groups),
         }
     }

@@ -10,50 +10,121 @@ mod small;
 mod supers;
 
 use std::arch::x86_64::*;
+use std::cell::Cell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::product::{Job, Rows, put};
 use super::weights::Weights;
 use super::words::Words;
 use super::x86::Vnni;
-use crate::simd::{Avx512, Lanes};
+use crate::simd::{Avx512, Lanes, asks};
 
 /// Rows of a group.
 const ROWS: usize = 16;
 
 /// A format read so.
-pub(super) trait Along: Scale {
+pub(super) trait Along: Weights<Vnni> {
     /// Blocks a row must have.
     const FEWEST: usize;
 
-    /// A row of `x`, of so many records, in the order and form in which [`Self::totals`] uses it.
+    /// Bytes of a block's head, which scales its total.
+    const HEAD: usize;
+
+    /// A row of `x`, of so many records, in the order and form in which [`Self::read`] uses it.
     ///
     /// # Safety
     /// The machine has the instructions; the records are whole.
-    unsafe fn prepare(x: *const u32, blocks: usize) -> Vec<__m512i>;
+    unsafe fn prepare(x: *const u32, blocks: usize, to: &mut Vec<__m512i>);
 
-    /// Writes the integers that the products of each block come to, of sixteen rows of so many blocks that
-    /// follow each other.
+    /// Reads sixteen rows of so many blocks that follow each other, from the first byte to the last; if
+    /// `ASK`, with what follows asked for ahead. Scales on the way what was read before, so that memory
+    /// need not wait for that.
     ///
     /// # Safety
-    /// The machine has the instructions; the blocks are there, `x` is prepared for as many, and there is
-    /// room for all totals.
-    unsafe fn totals(from: *const u8, blocks: usize, x: &[__m512i], to: *mut i32);
+    /// The machine has the instructions; the blocks are there, `x` is prepared for as many, and `to` has
+    /// room for them.
+    unsafe fn read<const ASK: bool>(
+        from: *const u8,
+        blocks: usize,
+        x: &[__m512i],
+        to: Read,
+        before: &mut Scaling<Self>,
+    ) where
+        Self: Sized;
+
+    /// Adds what a block's totals of all rows come to, given its heads.
+    ///
+    /// # Safety
+    /// The machine has the instructions; there are sixteen heads, and the record is whole.
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512;
 }
 
-/// What is left to do with totals.
-pub(super) trait Scale: Weights<Vnni> {
-    /// Adds what those of a block of each row come to.
+/// What is left of rows once they are read.
+#[derive(Clone, Copy)]
+pub(super) struct Read {
+    /// The integers that the products of each block come to: `[16 rows][blocks]`.
+    totals: *mut i32,
+    /// `[blocks][16 rows][HEAD]`
+    heads: *mut u8,
+}
+
+/// Rows that are read and being scaled, block by block.
+pub(super) struct Scaling<F> {
+    read: Read,
+    /// None if nothing was read.
+    blocks: usize,
+    record: *const u32,
+    sum: __m512,
+    _format: PhantomData<F>,
+}
+
+impl<F: Along> Scaling<F> {
+    /// # Safety
+    /// The machine has the instructions.
+    #[inline(always)]
+    unsafe fn of(read: Read, blocks: usize, record: *const u32) -> Self {
+        Self {
+            read,
+            blocks,
+            record,
+            // SAFETY: the caller's.
+            sum: unsafe { Avx512::splat(0.0) },
+            _format: PhantomData,
+        }
+    }
+
+    /// Blocks `first` to `first + 3`, as far as there are; each has its turn once, in their order.
     ///
     /// # Safety
-    /// The machine has the instructions; the rows have a block, and the record is whole.
-    unsafe fn add(
-        sum: __m512,
-        totals: __m512i,
-        from: *const u8,
-        stride: usize,
-        record: *const u32,
-    ) -> __m512;
+    /// The machine has the instructions; what was read, and the records, are whole.
+    #[inline(always)]
+    unsafe fn four(&mut self, first: usize) {
+        if first >= self.blocks {
+            return;
+        }
+        // SAFETY: the caller's; after the last totals there is room for three more.
+        unsafe {
+            let four = self.read.totals.add(first).cast_const().cast();
+            let four = Vnni::columns(four, size_of::<i32>() * self.blocks);
+            for (b, totals) in (first..self.blocks).zip(four) {
+                let heads = self.read.heads.add(b * ROWS * F::HEAD);
+                self.sum = F::add(self.sum, totals, heads, self.record.add(b * F::RECORD));
+            }
+        }
+    }
+}
+
+/// Room of a thread, kept from task to task.
+#[derive(Default)]
+struct Room {
+    x: Vec<__m512i>,
+    totals: Vec<i32>,
+    heads: Vec<u8>,
+}
+
+thread_local! {
+    static ROOM: Cell<Room> = Cell::default();
 }
 
 /// The outputs of some groups of rows, of one row of `x`.
@@ -63,28 +134,42 @@ pub(super) trait Scale: Weights<Vnni> {
 #[inline(always)]
 pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
     job.check::<Vnni, F>();
-    let blocks = job.columns.div_ceil(F::NUMBERS);
-    // They are turned four blocks at a time.
-    let mut totals: Vec<i32> = Vec::with_capacity(ROWS * blocks + 4);
-    // SAFETY: the caller's; block `b` of rows and record is there.
+    let (blocks, asks) = (job.columns.div_ceil(F::NUMBERS), asks());
+    let mut room = ROOM.take();
+    // Of two groups; totals are turned four blocks at a time.
+    let (totals, heads) = (ROWS * blocks + 4, ROWS * blocks * F::HEAD);
+    room.totals.reserve(2 * totals);
+    room.heads.reserve(2 * heads);
+    let mut reads = [0, 1].map(|i| Read {
+        totals: room.totals.as_mut_ptr().wrapping_add(i * totals),
+        heads: room.heads.as_mut_ptr().wrapping_add(i * heads),
+    });
+    let record = job.x.as_ptr();
+    // SAFETY: the caller's; there is room as reserved, of which what is scaled was written.
     unsafe {
-        let x = F::prepare(job.x.as_ptr(), blocks);
-        for group in groups {
+        F::prepare(record, blocks, &mut room.x);
+        let mut before = Scaling::<F>::of(reads[1], 0, record);
+        for group in groups.clone() {
             let rows = Rows::of::<Vnni>(job, group);
-            F::totals(rows.from, blocks, &x, totals.as_mut_ptr());
-            let mut sum = Avx512::splat(0.0);
-            for first in (0..blocks).step_by(4) {
-                let four = totals.as_ptr().add(first).cast();
-                let four = Vnni::columns(four, size_of::<i32>() * blocks);
-                for (b, totals) in (first..blocks).zip(four) {
-                    let from = rows.from.add(b * F::BYTES);
-                    let record = job.x.as_ptr().add(b * F::RECORD);
-                    sum = F::add(sum, totals, from, rows.stride, record);
-                }
+            let [read, _] = reads;
+            match asks {
+                true => F::read::<true>(rows.from, blocks, &room.x, read, &mut before),
+                false => F::read::<false>(rows.from, blocks, &room.x, read, &mut before),
             }
-            put::<Vnni, 1, 1>(job, group, 0, &[[sum]]);
+            if group > groups.start {
+                put::<Vnni, 1, 1>(job, group - 1, 0, &[[before.sum]]);
+            }
+            before = Scaling::of(read, blocks, record);
+            reads.swap(0, 1);
+        }
+        for first in (0..before.blocks).step_by(4) {
+            before.four(first);
+        }
+        if !groups.is_empty() {
+            put::<Vnni, 1, 1>(job, groups.end - 1, 0, &[[before.sum]]);
         }
     }
+    ROOM.set(room);
 }
 
 /// Of four vectors the sums of each quarter, side by side.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
+use maquette::kernels::roofline;
 use maquette::models::gguf;
 use miette::{IntoDiagnostic, miette};
 use serde::Deserialize;
@@ -99,11 +100,11 @@ fn measure(
         let mut bandwidth = 0.0;
         for (suite, measures) in suites.iter().zip(&mut measures) {
             // On a machine that is shared bandwidth changes from one moment to the next.
-            bandwidth = worker.ask("read")?.rate;
+            bandwidth = roofline::read_bandwidth();
             let rate = worker.ask(&suite.task)?.rate;
             measures.ours.push(rate);
             if suite.task.starts_with("tg") {
-                bandwidth = (bandwidth + worker.ask("read")?.rate) / 2.0;
+                bandwidth = (bandwidth + roofline::read_bandwidth()) / 2.0;
                 measures.share.push(rate * worker.bytes as f64 / bandwidth);
             }
         }

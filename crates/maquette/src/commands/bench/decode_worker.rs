@@ -8,7 +8,6 @@ use std::time::Instant;
 
 use maquette::generate::engine::{Engine, EngineOptions, Request, Session, Weights};
 use maquette::generate::sampling::{Decoding, TokenSampler};
-use maquette::kernels::roofline;
 use maquette::rng::{Stream, rng, uniform};
 use miette::{IntoDiagnostic, miette};
 use serde_json::json;
@@ -31,7 +30,6 @@ pub(crate) fn run(args: &BenchDecodeWorkerArgs) -> miette::Result<()> {
         let number = |i: usize| words.get(i).and_then(|word| word.parse::<usize>().ok());
         let model = weights.take().ok_or_else(|| miette!("no model"))?;
         let (rate, model) = match (words.first().copied(), number(1), number(2), number(3)) {
-            (Some("read"), ..) => (roofline::read_bandwidth(), model),
             (Some("peak"), ..) => (peak_mb().unwrap_or(0.0), model),
             (Some("pp"), Some(n), ..) => (prompt(&model, &tokens(n, vocab_size, 0)), model),
             (Some("tg"), Some(n), ..) => (one_by_one(&model, &tokens(n, vocab_size, 0)), model),
