@@ -27,7 +27,7 @@ pub(super) fn run(lab: &LabContext<'_>) -> Result<Outcome, LabError> {
         ("model.n_layers", "3"),
         ("model.d_model", "96"),
         ("schedule.warmup", "500"),
-        ("train.steps", "3000"),
+        ("train.steps", "6000"),
     ];
     let quick = [
         ("data.source", "stories"),
