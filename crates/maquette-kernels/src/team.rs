@@ -48,13 +48,22 @@ pub fn together<R: Send>(body: impl FnOnce() -> R + Send) -> R {
 
 /// `work(task)` of each task below `tasks`, by all threads.
 pub(crate) fn each(tasks: usize, work: impl Fn(usize) + Sync) {
+    each_share(tasks, |share| share.for_each(&work));
+}
+
+/// `work` by all threads, with the tasks below `tasks` that fall to each: for work that has something to
+/// do before the first, or after the last.
+pub(crate) fn each_share(tasks: usize, work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync) {
     if tasks <= 1 {
-        return (0..tasks).for_each(work);
+        return work(&mut (0..tasks));
     }
     // SAFETY: `together` keeps the team alive as long as it is in `LED`.
     match unsafe { LED.get().as_ref() } {
         Some(team) if !team.in_section() => team.section(tasks, &work),
-        _ => (0..tasks).into_par_iter().with_max_len(1).for_each(&work),
+        _ => {
+            let tasks = (0..tasks).into_par_iter().with_max_len(1);
+            tasks.for_each(|task| work(&mut std::iter::once(task)));
+        }
     }
 }
 
@@ -77,7 +86,7 @@ pub(crate) fn each_part<T: Send>(x: &mut [T], len: usize, work: impl Fn(usize, &
     });
 }
 
-type Work<'a> = &'a (dyn Fn(usize) + Sync);
+type Work<'a> = &'a (dyn Fn(&mut dyn Iterator<Item = usize>) + Sync);
 
 struct Team {
     /// Odd while there is a section to work on.
@@ -170,16 +179,14 @@ impl Team {
     /// The tasks of a seat, then what can be taken over from others.
     fn take_part(&self, seat: usize, work: Work) {
         let own = &self.shares[seat];
-        loop {
-            while let Some(task) = own.next() {
-                work(task as usize);
-            }
-            let others = self.shares[seat + 1..].iter().chain(&self.shares[..seat]);
-            match others.filter_map(Share::back_half).next() {
-                Some(tasks) => own.set(tasks),
-                None => return,
-            }
-        }
+        let next = || {
+            own.next().or_else(|| {
+                let others = self.shares[seat + 1..].iter().chain(&self.shares[..seat]);
+                own.set(others.filter_map(Share::back_half).next()?);
+                own.next()
+            })
+        };
+        work(&mut std::iter::from_fn(next).map(|task| task as usize));
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::product::Job;
+use super::product::{Job, Tasks};
 use super::records::Records;
 use crate::simd::{AHEAD, Lanes, Portable, asks, prefetch};
 use crate::vector::{MOST, Vector};
@@ -152,12 +152,12 @@ mod x86 {
     }
 }
 
-/// The outputs of some groups of [`ROWS`] rows.
+/// The outputs of groups of [`ROWS`] rows.
 ///
 /// # Safety
 /// As [`super::product::Kernel::run`].
 #[inline(always)]
-pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, groups: Range<usize>) {
+pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, tasks: Tasks) {
     let row = job.columns.div_ceil(F::COUNT) * L::N;
     assert!(
         job.x.len() == job.n * row,
@@ -166,14 +166,16 @@ pub(super) unsafe fn run<L: Lanes, F: Numbers<L>>(job: &Job, groups: Range<usize
     // Rows of `x` of a tile, so that one reduction gives all its sums: they are read from the first cache
     // while the weights pass by.
     let most = L::N / ROWS;
-    for first in (0..job.n).step_by(most) {
-        for group in groups.clone() {
-            // SAFETY: the caller's.
-            unsafe {
-                match (job.n - first).min(most) {
-                    1 => one_by_one::<L, F>(job, group, first),
-                    2 => tile::<L, F, 2>(job, group, first),
-                    _ => tile::<L, F, 4>(job, group, first),
+    for groups in tasks {
+        for first in (0..job.n).step_by(most) {
+            for group in groups.clone() {
+                // SAFETY: the caller's.
+                unsafe {
+                    match (job.n - first).min(most) {
+                        1 => one_by_one::<L, F>(job, group, first),
+                        2 => tile::<L, F, 2>(job, group, first),
+                        _ => tile::<L, F, 4>(job, group, first),
+                    }
                 }
             }
         }

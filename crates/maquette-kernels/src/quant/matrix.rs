@@ -1,5 +1,7 @@
 //! Matrices of weights in a file's number format.
 
+use std::ops::Range;
+
 use super::product::{Job, Kernel, Level};
 use super::records::Records;
 use super::{Bytes, Format};
@@ -225,19 +227,26 @@ fn multiply_on(level: Level, matrices: &[&QuantMatrix], x: &[f32], outs: &mut [&
             n,
             out: Shared::new(out),
         };
-        (kernel, kernel.tasks(&job), job)
+        (kernel, job)
     });
-    let jobs: Vec<_> = jobs.collect();
-    // 2. All parts of all of them.
-    let tasks = jobs.iter().map(|(_, tasks, _)| tasks).sum();
-    team::each(tasks, |mut task| {
-        for (kernel, tasks, job) in &jobs {
-            if task < *tasks {
-                // SAFETY: the machine has the level; bytes and `x` fit as `new`, `checked_bytes` and
-                // `prepare` see to; outputs are borrowed exclusively, and each task has its own rows.
-                return unsafe { kernel.run(job, task) };
-            }
-            task -= tasks;
+    let mut tasks = 0;
+    let jobs: Vec<_> = jobs
+        .map(|(kernel, job)| {
+            let first = tasks;
+            tasks += kernel.tasks(&job);
+            (first..tasks, kernel, job)
+        })
+        .collect();
+    // 2. All parts of all of them, job by job.
+    team::each_share(tasks, |share| {
+        let mut share = share.peekable();
+        while let Some(task) = share.peek() {
+            let of = |(tasks, ..): &&(Range<usize>, _, _)| tasks.contains(task);
+            let (tasks, kernel, job) = jobs.iter().find(of).expect("tasks of jobs");
+            let own = || Some(share.next_if(|task| tasks.contains(task))? - tasks.start);
+            // SAFETY: the machine has the level; bytes and `x` fit as `new`, `checked_bytes` and
+            // `prepare` see to; outputs are borrowed exclusively, and each task has its own rows.
+            unsafe { kernel.run(job, &mut std::iter::from_fn(own)) };
         }
     });
 }

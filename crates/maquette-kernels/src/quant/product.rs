@@ -139,8 +139,7 @@ pub(super) struct Kernel {
     block: usize,
     /// Rows of `x` up to which they are read once.
     few: usize,
-    /// Computes the outputs of some groups of `lanes` rows.
-    run: unsafe fn(&Job, Range<usize>),
+    run: Loop,
 }
 
 /// The kernel of a quantised format in words of `$words`, compiled by the function `$loop`.
@@ -233,29 +232,32 @@ impl Kernel {
         job.rows.div_ceil(self.lanes).div_ceil(self.groups(job))
     }
 
-    /// Computes one of them.
+    /// Computes some of them.
     ///
     /// # Safety
     /// The machine has the kernel's instructions; the weights are whole blocks of the kernel's format,
     /// `x` is prepared for it, and `out` is alive and holds `[n, rows]`, of which nobody else uses the
-    /// rows of this task meanwhile.
-    pub(super) unsafe fn run(&self, job: &Job, task: usize) {
+    /// rows of these tasks meanwhile.
+    pub(super) unsafe fn run(&self, job: &Job, tasks: &mut dyn Iterator<Item = usize>) {
         let (groups, all) = (self.groups(job), job.rows.div_ceil(self.lanes));
-        let first = task * groups;
-        // SAFETY: the caller's; the groups are those of this task.
-        unsafe { (self.run)(job, first..all.min(first + groups)) }
+        let of = |task| task * groups..all.min((task + 1) * groups);
+        // SAFETY: the caller's; the groups are those of these tasks.
+        unsafe { (self.run)(job, &mut tasks.map(of)) }
     }
 }
 
-/// Computes the outputs of some groups of rows; see [`Kernel::run`].
-type Loop = unsafe fn(&Job, Range<usize>);
+/// Computes the outputs of groups of as many rows as there are lanes; see [`Kernel::run`].
+type Loop = unsafe fn(&Job, Tasks);
+
+/// The groups of one task after the other.
+pub(super) type Tasks<'a> = &'a mut dyn Iterator<Item = Range<usize>>;
 
 macro_rules! compiled {
     ($(#[$features:meta])? $name:ident, $words:ty) => {
         $(#[cfg(target_arch = "x86_64")] #[$features])?
-        unsafe fn $name<F: Weights<$words>>(job: &Job, groups: Range<usize>) {
+        unsafe fn $name<F: Weights<$words>>(job: &Job, tasks: Tasks) {
             // SAFETY: the caller's.
-            unsafe { run::<$words, F>(job, groups) }
+            unsafe { run::<$words, F>(job, tasks) }
         }
     };
 }
@@ -275,13 +277,13 @@ compiled!(
 /// The same with a way of its own for one row of `x`.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn vnni<F: Along>(job: &Job, groups: Range<usize>) {
+unsafe fn vnni<F: Along>(job: &Job, tasks: Tasks) {
     let blocks = job.columns.div_ceil(F::NUMBERS);
     // SAFETY: the caller's; rows are as long as it takes.
     unsafe {
         match job.n {
-            1 if blocks >= F::FEWEST => along::run::<F>(job, groups),
-            _ => run::<Vnni, F>(job, groups),
+            1 if blocks >= F::FEWEST => along::run::<F>(job, tasks),
+            _ => run::<Vnni, F>(job, tasks),
         }
     }
 }
@@ -290,9 +292,9 @@ unsafe fn vnni<F: Along>(job: &Job, groups: Range<usize>) {
 macro_rules! compiled_dots {
     ($(#[$features:meta])? $name:ident, $lanes:ty) => {
         $(#[cfg(target_arch = "x86_64")] #[$features])?
-        unsafe fn $name<F: Numbers<$lanes>>(job: &Job, groups: Range<usize>) {
+        unsafe fn $name<F: Numbers<$lanes>>(job: &Job, tasks: Tasks) {
             // SAFETY: the caller's.
-            unsafe { dots::run::<$lanes, F>(job, groups) }
+            unsafe { dots::run::<$lanes, F>(job, tasks) }
         }
     };
 }
@@ -311,28 +313,31 @@ compiled_dots!(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,avx2,fma,f16c")]
-unsafe fn dots_bf16(job: &Job, groups: Range<usize>) {
+unsafe fn dots_bf16(job: &Job, tasks: Tasks) {
     // SAFETY: the caller's.
-    unsafe { dots::run::<Avx512, Pairs>(job, groups) }
+    unsafe { dots::run::<Avx512, Pairs>(job, tasks) }
 }
 
 /// # Safety
 /// As [`Kernel::run`], for these groups of rows.
 #[inline(always)]
-unsafe fn run<W: Words, F: Weights<W>>(job: &Job, groups: Range<usize>) {
+unsafe fn run<W: Words, F: Weights<W>>(job: &Job, tasks: Tasks) {
     job.check::<W, F>();
     // SAFETY: the caller's.
     unsafe {
-        if job.n > FEW {
-            return many::<W, F>(job, groups);
-        }
-        for group in groups {
-            match job.n {
-                0 => {}
-                1 => few::<W, F, 1>(job, group),
-                2 => few::<W, F, 2>(job, group),
-                3..=4 => few::<W, F, 4>(job, group),
-                _ => few::<W, F, FEW>(job, group),
+        for groups in tasks {
+            if job.n > FEW {
+                many::<W, F>(job, groups);
+                continue;
+            }
+            for group in groups {
+                match job.n {
+                    0 => {}
+                    1 => few::<W, F, 1>(job, group),
+                    2 => few::<W, F, 2>(job, group),
+                    3..=4 => few::<W, F, 4>(job, group),
+                    _ => few::<W, F, FEW>(job, group),
+                }
             }
         }
     }

@@ -12,9 +12,8 @@ mod supers;
 use std::arch::x86_64::*;
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::ops::Range;
 
-use super::product::{Job, Rows, put};
+use super::product::{Job, Rows, Tasks, put};
 use super::weights::Weights;
 use super::words::Words;
 use super::x86::Vnni;
@@ -127,12 +126,12 @@ thread_local! {
     static ROOM: Cell<Room> = Cell::default();
 }
 
-/// The outputs of some groups of rows, of one row of `x`.
+/// The outputs of groups of rows, of one row of `x`.
 ///
 /// # Safety
 /// As [`super::product::Kernel::run`]; rows have [`Along::FEWEST`] blocks.
 #[inline(always)]
-pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
+pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
     job.check::<Vnni, F>();
     let (blocks, asks) = (job.columns.div_ceil(F::NUMBERS), asks());
     let mut room = ROOM.take();
@@ -149,15 +148,16 @@ pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
     unsafe {
         F::prepare(record, blocks, &mut room.x);
         let mut before = Scaling::<F>::of(reads[1], 0, record);
-        for group in groups.clone() {
+        let mut last = None;
+        for group in tasks.flatten() {
             let rows = Rows::of::<Vnni>(job, group);
             let [read, _] = reads;
             match asks {
                 true => F::read::<true>(rows.from, blocks, &room.x, read, &mut before),
                 false => F::read::<false>(rows.from, blocks, &room.x, read, &mut before),
             }
-            if group > groups.start {
-                put::<Vnni, 1, 1>(job, group - 1, 0, &[[before.sum]]);
+            if let Some(last) = last.replace(group) {
+                put::<Vnni, 1, 1>(job, last, 0, &[[before.sum]]);
             }
             before = Scaling::of(read, blocks, record);
             reads.swap(0, 1);
@@ -165,8 +165,8 @@ pub(super) unsafe fn run<F: Along>(job: &Job, groups: Range<usize>) {
         for first in (0..before.blocks).step_by(4) {
             before.four(first);
         }
-        if !groups.is_empty() {
-            put::<Vnni, 1, 1>(job, groups.end - 1, 0, &[[before.sum]]);
+        if let Some(last) = last {
+            put::<Vnni, 1, 1>(job, last, 0, &[[before.sum]]);
         }
     }
     ROOM.set(room);

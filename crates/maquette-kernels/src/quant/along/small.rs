@@ -9,7 +9,7 @@ use super::super::weights::{Q4_0, Q8_0, SMALL, add_scaled, number};
 use super::super::words::Words;
 use super::super::x86::Vnni;
 use super::{Along, ROWS, Read, Scaling, added, halves};
-use crate::simd::{AHEAD, prefetch};
+use crate::simd::{AHEAD, prefetch_lines};
 
 /// Blocks of a run.
 const LONG: usize = 16;
@@ -28,7 +28,10 @@ pub(super) trait Small: Along {
     ///
     /// # Safety
     /// The machine has the instructions; the blocks and their vectors are there.
-    unsafe fn totals<const RUN: usize>(block: *const u8, x: *const __m512i) -> __m512i;
+    unsafe fn totals<const RUN: usize, const ASK: bool>(
+        block: *const u8,
+        x: *const __m512i,
+    ) -> __m512i;
 }
 
 /// Where runs of eight begin, the last at the end of the row: it may overlap with those before.
@@ -140,20 +143,14 @@ unsafe fn row<F: Small, const ASK: bool>(
         for run in 0..blocks / LONG {
             let at = LONG * run;
             let block = from.add(at * F::BYTES);
-            if ASK {
-                prefetch(block.wrapping_add(AHEAD), LONG * F::BYTES);
-            }
-            let sixteen = F::totals::<LONG>(block, x);
+            let sixteen = F::totals::<LONG, ASK>(block, x);
             _mm512_storeu_si512(totals.add(at).cast(), sixteen);
             keep::<F, LONG>(block, heads.add(at * ROWS));
             x = x.add(LONG / 2);
         }
         for at in short_runs(blocks) {
             let block = from.add(at * F::BYTES);
-            if ASK {
-                prefetch(block.wrapping_add(AHEAD), SHORT * F::BYTES);
-            }
-            let eight = _mm512_castsi512_si256(F::totals::<SHORT>(block, x));
+            let eight = _mm512_castsi512_si256(F::totals::<SHORT, ASK>(block, x));
             _mm256_storeu_si256(totals.add(at).cast(), eight);
             keep::<F, SHORT>(block, heads.add(at * ROWS));
             x = x.add(SHORT / 2);
@@ -223,13 +220,16 @@ impl Small for Q8_0 {
     }
 
     #[inline(always)]
-    unsafe fn totals<const RUN: usize>(block: *const u8, x: *const __m512i) -> __m512i {
+    unsafe fn totals<const RUN: usize, const ASK: bool>(
+        block: *const u8,
+        x: *const __m512i,
+    ) -> __m512i {
         // SAFETY: the caller's.
         unsafe {
-            let first = eight_bytes(block, x);
+            let first = eight_bytes::<ASK>(block, x);
             let second = match RUN {
                 SHORT => first,
-                _ => eight_bytes(block.add(8 * 34), x.add(4)),
+                _ => eight_bytes::<ASK>(block.add(8 * 34), x.add(4)),
             };
             halves(first, second)
         }
@@ -241,15 +241,26 @@ impl Small for Q8_0 {
 /// # Safety
 /// As [`Small::totals`].
 #[inline(always)]
-unsafe fn eight_bytes(block: *const u8, x: *const __m512i) -> __m512i {
+unsafe fn eight_bytes<const ASK: bool>(block: *const u8, x: *const __m512i) -> __m512i {
+    let ahead = block.wrapping_add(AHEAD);
     // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
     unsafe {
-        added([
-            two_blocks(block, x),
-            two_blocks(block.add(34), x.add(1)),
-            two_blocks(block.add(2 * 34), x.add(2)),
-            two_blocks(block.add(3 * 34), x.add(3)),
-        ])
+        ask::<ASK>(ahead, 0..1);
+        let a = two_blocks(block, x);
+        ask::<ASK>(ahead, 1..2);
+        let b = two_blocks(block.add(34), x.add(1));
+        ask::<ASK>(ahead, 2..3);
+        let c = two_blocks(block.add(2 * 34), x.add(2));
+        ask::<ASK>(ahead, 3..5);
+        let d = two_blocks(block.add(3 * 34), x.add(3));
+        added([a, b, c, d])
+    }
+}
+
+#[inline(always)]
+fn ask<const ASK: bool>(from: *const u8, lines: std::ops::Range<usize>) {
+    if ASK {
+        prefetch_lines(from, lines);
     }
 }
 
@@ -283,19 +294,43 @@ impl Small for Q4_0 {
     }
 
     #[inline(always)]
-    unsafe fn totals<const RUN: usize>(block: *const u8, x: *const __m512i) -> __m512i {
+    unsafe fn totals<const RUN: usize, const ASK: bool>(
+        block: *const u8,
+        x: *const __m512i,
+    ) -> __m512i {
         // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
         unsafe {
+            let ahead = block.wrapping_add(AHEAD);
+            ask::<ASK>(ahead, 0..1);
             let a = four_blocks::<RUN>(block, x);
+            ask::<ASK>(ahead, 1..2);
             let b = four_blocks::<RUN>(block.add(18), x.add(1));
             if RUN == SHORT {
+                ask::<ASK>(ahead, 2..3);
                 // Each quarter has two blocks, twice.
-                return _mm512_maskz_compress_epi32(0x3333, added([a, b, a, b]));
+                return _mm512_maskz_compress_epi32(0x3333, summed([a, b, a, b]));
             }
+            ask::<ASK>(ahead, 2..3);
             let c = four_blocks::<RUN>(block.add(2 * 18), x.add(2));
+            ask::<ASK>(ahead, 3..5);
             let d = four_blocks::<RUN>(block.add(3 * 18), x.add(3));
-            added([a, b, c, d])
+            summed([a, b, c, d])
         }
+    }
+}
+
+/// [`added`], of integers of which any two add up to 15 bits and a sign.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+unsafe fn summed([a, b, c, d]: [__m512i; 4]) -> __m512i {
+    // SAFETY: the caller's.
+    unsafe {
+        let one = _mm512_set1_epi16(1);
+        let ab = _mm512_madd_epi16(_mm512_packs_epi32(a, b), one);
+        let cd = _mm512_madd_epi16(_mm512_packs_epi32(c, d), one);
+        _mm512_madd_epi16(_mm512_packs_epi32(ab, cd), one)
     }
 }
 
