@@ -546,25 +546,36 @@ impl Lanes for Portable {
 /// Asks for `bytes` that are read soon: many short streams are more than a processor foresees.
 #[inline(always)]
 pub(crate) fn prefetch(from: *const u8, bytes: usize) {
-    prefetch_lines(from, 0..bytes.div_ceil(64));
-}
-
-/// The same of some lines of a cache after `from`.
-#[inline(always)]
-pub(crate) fn prefetch_lines(from: *const u8, lines: std::ops::Range<usize>) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        for line in lines {
-            // SAFETY: a hint, which may be given for any address.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(64 * line).cast()) };
-        }
+    for line in 0..bytes.div_ceil(64) {
+        hint::<SECOND>(from.wrapping_add(64 * line));
     }
 }
 
-/// How many bytes before they are read a processor that [`asks`] is asked for what follows, where memory is read
-/// from front to back.
-pub(crate) const AHEAD: usize = 8192;
+/// Where memory is read from front to back, asks for what follows lines of `from`: 8 KiB ahead, so that it comes
+/// from memory in time, and 1 KiB ahead, so that the first cache has it. See [`asks`].
+#[inline(always)]
+pub(crate) fn ask(from: *const u8, lines: std::ops::Range<usize>) {
+    for line in lines {
+        hint::<FIRST>(from.wrapping_add((1 << 10) + 64 * line));
+        hint::<SECOND>(from.wrapping_add((8 << 10) + 64 * line));
+    }
+}
+
+/// Into the first cache.
+const FIRST: i32 = 3;
+/// Into the second.
+const SECOND: i32 = 2;
+
+#[inline(always)]
+fn hint<const CACHE: i32>(line: *const u8) {
+    // SAFETY: a hint, which may be given for any address.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<CACHE>(line.cast())
+    };
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
 
 /// Whether this processor wants to be asked at all.
 ///

@@ -11,7 +11,7 @@ use half::f16;
 
 use super::product::{Job, Tasks};
 use super::records::Records;
-use crate::simd::{AHEAD, Lanes, Portable, asks, prefetch};
+use crate::simd::{Lanes, Portable, ask, asks, prefetch};
 use crate::vector::{MOST, Vector};
 
 /// Rows of weights at a time: enough sums that none waits for its last addition.
@@ -203,8 +203,8 @@ unsafe fn one_by_one<L: Lanes, F: Numbers<L>>(job: &Job, group: usize, first: us
             let unrolled = whole / UNROLLED * UNROLLED;
             for first in (0..unrolled).step_by(UNROLLED) {
                 if asks {
-                    let next = row.wrapping_add(AHEAD + first * F::COUNT * F::BYTES);
-                    prefetch(next, UNROLLED * F::COUNT * F::BYTES);
+                    let now = row.wrapping_add(first * F::COUNT * F::BYTES);
+                    ask(now, 0..(UNROLLED * F::COUNT * F::BYTES).div_ceil(64));
                 }
                 for i in 0..UNROLLED {
                     let numbers = F::load(row.add((first + i) * F::COUNT * F::BYTES));

@@ -9,7 +9,7 @@ use super::super::weights::{Q4_0, Q8_0, SMALL, add_scaled, number};
 use super::super::words::Words;
 use super::super::x86::Vnni;
 use super::{Along, ROWS, Read, Scaling, added, halves};
-use crate::simd::{AHEAD, prefetch_lines};
+use crate::simd::ask;
 
 /// Blocks of a run.
 const LONG: usize = 16;
@@ -242,25 +242,24 @@ impl Small for Q8_0 {
 /// As [`Small::totals`].
 #[inline(always)]
 unsafe fn eight_bytes<const ASK: bool>(block: *const u8, x: *const __m512i) -> __m512i {
-    let ahead = block.wrapping_add(AHEAD);
     // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
     unsafe {
-        ask::<ASK>(ahead, 0..1);
+        part::<ASK>(block, 0..1);
         let a = two_blocks(block, x);
-        ask::<ASK>(ahead, 1..2);
+        part::<ASK>(block, 1..2);
         let b = two_blocks(block.add(34), x.add(1));
-        ask::<ASK>(ahead, 2..3);
+        part::<ASK>(block, 2..3);
         let c = two_blocks(block.add(2 * 34), x.add(2));
-        ask::<ASK>(ahead, 3..5);
+        part::<ASK>(block, 3..5);
         let d = two_blocks(block.add(3 * 34), x.add(3));
         added([a, b, c, d])
     }
 }
 
 #[inline(always)]
-fn ask<const ASK: bool>(from: *const u8, lines: std::ops::Range<usize>) {
+fn part<const ASK: bool>(from: *const u8, lines: std::ops::Range<usize>) {
     if ASK {
-        prefetch_lines(from, lines);
+        ask(from, lines);
     }
 }
 
@@ -300,19 +299,18 @@ impl Small for Q4_0 {
     ) -> __m512i {
         // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
         unsafe {
-            let ahead = block.wrapping_add(AHEAD);
-            ask::<ASK>(ahead, 0..1);
+            part::<ASK>(block, 0..1);
             let a = four_blocks::<RUN>(block, x);
-            ask::<ASK>(ahead, 1..2);
+            part::<ASK>(block, 1..2);
             let b = four_blocks::<RUN>(block.add(18), x.add(1));
             if RUN == SHORT {
-                ask::<ASK>(ahead, 2..3);
+                part::<ASK>(block, 2..3);
                 // Each quarter has two blocks, twice.
                 return _mm512_maskz_compress_epi32(0x3333, summed([a, b, a, b]));
             }
-            ask::<ASK>(ahead, 2..3);
+            part::<ASK>(block, 2..3);
             let c = four_blocks::<RUN>(block.add(2 * 18), x.add(2));
-            ask::<ASK>(ahead, 3..5);
+            part::<ASK>(block, 3..5);
             let d = four_blocks::<RUN>(block.add(3 * 18), x.add(3));
             summed([a, b, c, d])
         }

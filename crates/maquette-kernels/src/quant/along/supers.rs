@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::weights::{Head, Q4K, Q5K, Q6K, add_scaled, number};
 use super::super::x86::Vnni;
 use super::{Along, ROWS, Read, Scaling, added, together};
-use crate::simd::{AHEAD, prefetch_lines};
+use crate::simd::ask;
 
 /// A format of super-blocks.
 pub(super) trait Super: Along {
@@ -158,7 +158,7 @@ impl<const HEAD: usize, const LENGTH: usize> Place<HEAD, LENGTH> {
             // What is asked for at once keeps what is needed now waiting: of the four, a part each.
             let lines = (4 * F::BYTES).div_ceil(64);
             let four = self.block.wrapping_sub(I * F::BYTES);
-            prefetch_lines(four.wrapping_add(AHEAD), I * lines / 4..(I + 1) * lines / 4);
+            ask(four, I * lines / 4..(I + 1) * lines / 4);
         }
         // SAFETY: the caller's; at the end of `x` the next row begins.
         unsafe {
