@@ -59,7 +59,7 @@ pub use gaussian::{gaussian_kl, gaussian_sample};
 pub use group_norm::{GroupNormOptions, group_norm};
 pub use linear::linear;
 pub use lstm::lstm;
-pub use map::{gather, map};
+pub use map::{Gathering, gather, map};
 pub use pool::{Windows, avg_pool2d, max_pool2d, upsample_nearest2d};
 pub use precision::{Autocast, Precision, autocast};
 pub use rotary::rotary;

@@ -7,7 +7,7 @@ use std::{
 };
 
 use maquette_nn::{
-    gather,
+    Gathering, gather,
     quant::{Bytes, Format},
 };
 
@@ -190,11 +190,11 @@ impl RawWeights {
         }
     }
 
-    /// Moves all of them into memory of large pages, from which they are read faster than from a mapped file;
-    /// they stay where they are if the system has no room.
-    pub fn gather(&mut self) {
+    /// Moves all of them into memory of large pages, from which they are read faster than from a mapped file,
+    /// while they are used; they stay where they are if the system has no room.
+    pub fn gather(&mut self) -> Gathering {
         let tensors = self.parts.values_mut().flatten();
-        let _ = gather(tensors.map(|tensor| &mut tensor.bytes).collect());
+        gather(tensors.map(|tensor| &mut tensor.bytes).collect()).unwrap_or_default()
     }
 
     /// Bytes of all of them.

@@ -22,9 +22,10 @@ pub mod spectral;
 pub mod time;
 
 pub use maquette_kernels::{
-    ConvOptions, Precision, Windows, activate, autocast, avg_pool2d, binary_cross_entropy, conv2d,
-    cross_entropy, embedding, gated, gather, gaussian_kl, gaussian_sample, gelu, gelu_tanh,
-    leaky_relu, linear as project, map, max_pool2d, optimizer, quant, relu, silu,
+    ConvOptions, Gathering, Precision, Windows, activate, autocast, avg_pool2d,
+    binary_cross_entropy, conv2d, cross_entropy, embedding, gated, gather, gaussian_kl,
+    gaussian_sample, gelu, gelu_tanh, leaky_relu, linear as project, map, max_pool2d, optimizer,
+    quant, relu, silu,
 };
 
 pub use attention::{Attention, AttentionConfig, AttentionMaps, CrossAttention, KvCache};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use maquette_kernels::quant::{MatrixError, QuantMatrix, forward};
 use maquette_models::gpt::Positions;
-use maquette_models::nn::{NormKind, positions, rope};
+use maquette_models::nn::{Gathering, NormKind, positions, rope};
 use maquette_models::{Gpt, GptConfig, ModelError, RawTensor, RawWeights};
 
 /// A decoder to be run by an [`Engine`](super::Engine).
@@ -21,6 +21,7 @@ pub struct Weights {
     pub(super) norm: Norm,
     /// The transposed embedding if absent.
     pub(super) head: Option<QuantMatrix>,
+    gathering: Gathering,
 }
 
 /// What is added to the embedding, which is multiplied first.
@@ -78,17 +79,27 @@ pub(super) struct Mlp {
 impl Weights {
     /// The model at `path`: a Hugging Face folder, a run folder or a GGUF file.
     ///
-    /// A model that takes at most half of the free memory is copied there, into large pages; a larger one
-    /// is mapped, and stays where the system keeps files.
+    /// It is mapped, and can be used at once. One that takes at most half of the free memory is copied there
+    /// meanwhile, into large pages; a larger one stays where the system keeps files.
     ///
     /// # Errors
     /// [`ModelError`] where the file is damaged, or its weights are not those of its configuration.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut raw = RawWeights::open(path)?;
-        if raw.size() as u64 <= free_memory() / 2 {
-            raw.gather();
-        }
-        Self::of_raw(raw)
+        let gathering = match raw.size() as u64 <= free_memory() / 2 {
+            true => raw.gather(),
+            false => Gathering::default(),
+        };
+        let weights = Self::of_raw(raw)?;
+        Ok(Self {
+            gathering,
+            ..weights
+        })
+    }
+
+    /// Waits until they are where they stay: what is measured before also has them copied.
+    pub fn settle(&mut self) {
+        std::mem::take(&mut self.gathering).wait();
     }
 
     /// A copy of the weights of a model in memory.
@@ -146,6 +157,7 @@ impl Weights {
             blocks,
             norm,
             head,
+            gathering: Gathering::default(),
         })
     }
 

@@ -4,11 +4,15 @@ use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
+use memmap2::Mmap;
+
 /// Bytes that somebody owns: a vector, or part of a memory-mapped file. Clones share them.
 #[derive(Clone)]
 pub struct Bytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
     range: Range<usize>,
+    /// The file they are part of, if they are.
+    map: Option<Arc<Mmap>>,
 }
 
 impl Bytes {
@@ -17,7 +21,21 @@ impl Bytes {
         Self {
             range: 0..(*owner).as_ref().len(),
             owner,
+            map: None,
         }
+    }
+
+    /// All of a file.
+    pub(crate) fn of_map(map: Arc<Mmap>) -> Self {
+        Self {
+            map: Some(map.clone()),
+            ..Self::new(map)
+        }
+    }
+
+    /// The file that they are part of.
+    pub(crate) fn map(&self) -> Option<&Arc<Mmap>> {
+        self.map.as_ref()
     }
 
     /// Bytes `range` of these; none if there are fewer.
@@ -27,22 +45,24 @@ impl Bytes {
         Some(Self {
             owner: self.owner.clone(),
             range: start + range.start..start + range.end,
+            map: self.map.clone(),
         })
     }
 
     /// Bytes `range` of what `owner` holds; none if it holds fewer.
     pub fn part(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
         (*owner).as_ref().get(range.clone())?;
-        Some(Self { owner, range })
+        Some(Self {
+            owner,
+            range,
+            map: None,
+        })
     }
 }
 
 impl From<Vec<u8>> for Bytes {
     fn from(bytes: Vec<u8>) -> Self {
-        Self {
-            range: 0..bytes.len(),
-            owner: Arc::new(bytes),
-        }
+        Self::new(Arc::new(bytes))
     }
 }
 

@@ -5,8 +5,6 @@
 //! the last: one need not wait for the other. The two are added, then their lanes as [`Vector::across`]
 //! does, however many rows of `x` there are: so a row's result does not depend on what else is computed.
 
-use std::ops::Range;
-
 use half::f16;
 
 use super::product::{Job, Tasks};

@@ -97,6 +97,7 @@ fn measure(
         let began = Instant::now();
         let mut worker = Worker::start(file, threads)?;
         first_tokens.push(began.elapsed().as_secs_f64());
+        worker.ask("settle")?;
         let mut bandwidth = 0.0;
         for (suite, measures) in suites.iter().zip(&mut measures) {
             // On a machine that is shared bandwidth changes from one moment to the next.

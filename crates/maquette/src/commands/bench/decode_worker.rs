@@ -1,7 +1,7 @@
 //! Our side of `bench decode`, in a process of its own so that its memory is its own.
 //!
 //! Once its first token is made it says how many bytes a token reads; then it answers every line on
-//! stdin with a rate.
+//! stdin with a number, a rate for most.
 
 use std::io::{BufRead, Write};
 use std::time::Instant;
@@ -22,14 +22,18 @@ pub(crate) fn run(args: &BenchDecodeWorkerArgs) -> miette::Result<()> {
     let vocab_size = weights.config().vocab_size;
     Session::new(&weights).read(&[1]);
     say(weights.bytes_per_token() as f64)?;
-    reset_peak();
     let mut weights = Some(weights);
     for line in std::io::stdin().lock().lines() {
         let line = line.into_diagnostic()?;
         let words: Vec<&str> = line.split_whitespace().collect();
         let number = |i: usize| words.get(i).and_then(|word| word.parse::<usize>().ok());
-        let model = weights.take().ok_or_else(|| miette!("no model"))?;
+        let mut model = weights.take().ok_or_else(|| miette!("no model"))?;
         let (rate, model) = match (words.first().copied(), number(1), number(2), number(3)) {
+            (Some("settle"), ..) => {
+                model.settle();
+                reset_peak();
+                (0.0, model)
+            }
             (Some("peak"), ..) => (peak_mb().unwrap_or(0.0), model),
             (Some("pp"), Some(n), ..) => (prompt(&model, &tokens(n, vocab_size, 0)), model),
             (Some("tg"), Some(n), ..) => (one_by_one(&model, &tokens(n, vocab_size, 0)), model),
