@@ -17,7 +17,7 @@ use super::product::{Job, Rows, Tasks, put};
 use super::weights::Weights;
 use super::words::Words;
 use super::x86::Vnni;
-use crate::simd::{Avx512, Lanes, asks};
+use crate::simd::{Avx512, Lanes, ask, asks};
 
 /// Rows of a group.
 const ROWS: usize = 16;
@@ -170,6 +170,16 @@ pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
         }
     }
     ROOM.set(room);
+}
+
+/// If `ASK`, asks for part `I` of four of what follows: from `from` on as many bytes. What is asked for at
+/// once keeps what is needed now waiting.
+#[inline(always)]
+fn ask_part<const ASK: bool, const I: usize>(from: *const u8, bytes: usize) {
+    if ASK {
+        let lines = bytes.div_ceil(64);
+        ask(from, I * lines / 4..(I + 1) * lines / 4);
+    }
 }
 
 /// Of four vectors the sums of each quarter, side by side.

@@ -8,8 +8,7 @@ use std::arch::x86_64::*;
 use super::super::weights::{Q4_0, Q8_0, SMALL, add_scaled, number};
 use super::super::words::Words;
 use super::super::x86::Vnni;
-use super::{Along, ROWS, Read, Scaling, added, halves};
-use crate::simd::ask;
+use super::{Along, ROWS, Read, Scaling, added, ask_part, halves};
 
 /// Blocks of a run.
 const LONG: usize = 16;
@@ -24,7 +23,7 @@ pub(super) trait Small: Along {
     /// The machine has the instructions; the records are whole, and there is room.
     unsafe fn write<const RUN: usize>(record: *const u32, to: *mut __m512i);
 
-    /// The totals of `RUN` blocks.
+    /// The totals of `RUN` blocks; if `ASK`, asks for what follows them.
     ///
     /// # Safety
     /// The machine has the instructions; the blocks and their vectors are there.
@@ -244,22 +243,15 @@ impl Small for Q8_0 {
 unsafe fn eight_bytes<const ASK: bool>(block: *const u8, x: *const __m512i) -> __m512i {
     // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
     unsafe {
-        part::<ASK>(block, 0..1);
+        ask_part::<ASK, 0>(block, 8 * 34);
         let a = two_blocks(block, x);
-        part::<ASK>(block, 1..2);
+        ask_part::<ASK, 1>(block, 8 * 34);
         let b = two_blocks(block.add(34), x.add(1));
-        part::<ASK>(block, 2..3);
+        ask_part::<ASK, 2>(block, 8 * 34);
         let c = two_blocks(block.add(2 * 34), x.add(2));
-        part::<ASK>(block, 3..5);
+        ask_part::<ASK, 3>(block, 8 * 34);
         let d = two_blocks(block.add(3 * 34), x.add(3));
         added([a, b, c, d])
-    }
-}
-
-#[inline(always)]
-fn part<const ASK: bool>(from: *const u8, lines: std::ops::Range<usize>) {
-    if ASK {
-        ask(from, lines);
     }
 }
 
@@ -299,18 +291,20 @@ impl Small for Q4_0 {
     ) -> __m512i {
         // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
         unsafe {
-            part::<ASK>(block, 0..1);
+            let bytes = RUN * 18;
+            ask_part::<ASK, 0>(block, bytes);
             let a = four_blocks::<RUN>(block, x);
-            part::<ASK>(block, 1..2);
+            ask_part::<ASK, 1>(block, bytes);
             let b = four_blocks::<RUN>(block.add(18), x.add(1));
             if RUN == SHORT {
-                part::<ASK>(block, 2..3);
+                ask_part::<ASK, 2>(block, bytes);
+                ask_part::<ASK, 3>(block, bytes);
                 // Each quarter has two blocks, twice.
                 return _mm512_maskz_compress_epi32(0x3333, summed([a, b, a, b]));
             }
-            part::<ASK>(block, 2..3);
+            ask_part::<ASK, 2>(block, bytes);
             let c = four_blocks::<RUN>(block.add(2 * 18), x.add(2));
-            part::<ASK>(block, 3..5);
+            ask_part::<ASK, 3>(block, bytes);
             let d = four_blocks::<RUN>(block.add(3 * 18), x.add(3));
             summed([a, b, c, d])
         }

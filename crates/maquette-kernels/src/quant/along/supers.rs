@@ -4,8 +4,7 @@ use std::arch::x86_64::*;
 
 use super::super::weights::{Head, Q4K, Q5K, Q6K, add_scaled, number};
 use super::super::x86::Vnni;
-use super::{Along, ROWS, Read, Scaling, added, together};
-use crate::simd::ask;
+use super::{Along, ROWS, Read, Scaling, added, ask_part, together};
 
 /// A format of super-blocks.
 pub(super) trait Super: Along {
@@ -154,12 +153,8 @@ impl<const HEAD: usize, const LENGTH: usize> Place<HEAD, LENGTH> {
     /// As [`Self::four`].
     #[inline(always)]
     unsafe fn next<F: Super, const ASK: bool, const I: usize>(&mut self, x: &[__m512i]) -> __m512i {
-        if ASK {
-            // What is asked for at once keeps what is needed now waiting: of the four, a part each.
-            let lines = (4 * F::BYTES).div_ceil(64);
-            let four = self.block.wrapping_sub(I * F::BYTES);
-            ask(four, I * lines / 4..(I + 1) * lines / 4);
-        }
+        let four = self.block.wrapping_sub(I * F::BYTES);
+        ask_part::<ASK, I>(four, 4 * F::BYTES);
         // SAFETY: the caller's; at the end of `x` the next row begins.
         unsafe {
             let total = F::total(self.block, x.as_ptr().add(self.x));
