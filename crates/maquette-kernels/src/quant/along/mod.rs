@@ -17,7 +17,7 @@ use super::product::{Job, Rows, Tasks, put};
 use super::weights::Weights;
 use super::words::Words;
 use super::x86::Vnni;
-use crate::simd::{Avx512, Lanes, ask, asks};
+use crate::simd::{Avx512, Lanes, ask, asks, prefetch};
 
 /// Rows of a group.
 const ROWS: usize = 16;
@@ -144,12 +144,19 @@ pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
         heads: room.heads.as_mut_ptr().wrapping_add(i * heads),
     });
     let record = job.x.as_ptr();
+    let mut groups = tasks.flatten().peekable();
+    if let Some(first) = groups.peek()
+        && asks
+    {
+        // Nobody asked for these.
+        prefetch(job.weights[first * ROWS * job.stride()..].as_ptr(), 8 << 10);
+    }
     // SAFETY: the caller's; there is room as reserved, of which what is scaled was written.
     unsafe {
         F::prepare(record, blocks, &mut room.x);
         let mut before = Scaling::<F>::of(reads[1], 0, record);
         let mut last = None;
-        for group in tasks.flatten() {
+        for group in groups {
             let rows = Rows::of::<Vnni>(job, group);
             let [read, _] = reads;
             match asks {
