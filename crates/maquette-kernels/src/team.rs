@@ -179,11 +179,15 @@ impl Team {
     /// The tasks of a seat, then what can be taken over from others.
     fn take_part(&self, seat: usize, work: Work) {
         let own = &self.shares[seat];
+        let mut begun = 0..0;
         let next = || {
-            own.next().or_else(|| {
-                let others = self.shares[seat + 1..].iter().chain(&self.shares[..seat]);
-                own.set(others.filter_map(Share::back_half).next()?);
-                own.next()
+            begun.next().or_else(|| {
+                begun = own.front().or_else(|| {
+                    let others = self.shares[seat + 1..].iter().chain(&self.shares[..seat]);
+                    own.set(others.filter_map(Share::back_half).next()?);
+                    own.front()
+                })?;
+                begun.next()
             })
         };
         work(&mut std::iter::from_fn(next).map(|task| task as usize));
@@ -209,10 +213,11 @@ impl Share {
         self.0.store(Self::pack(tasks), Ordering::Relaxed);
     }
 
-    /// Takes the first.
-    fn next(&self) -> Option<u32> {
-        self.split(|tasks| tasks.start + 1..tasks.end)
-            .map(|tasks| tasks.start)
+    /// Takes the first; of many an eighth, since to take them makes a thread wait for all that it reads.
+    fn front(&self) -> Option<Range<u32>> {
+        let end = |tasks: &Range<u32>| tasks.start + (tasks.len() as u32 / 8).max(1);
+        self.split(|tasks| end(&tasks)..tasks.end)
+            .map(|tasks| tasks.start..end(&tasks))
     }
 
     /// Takes the back half, the larger one.
@@ -343,13 +348,12 @@ mod tests {
     fn halves_are_taken_from_the_back() {
         let share = Share::default();
         share.set(0..5);
-        assert_eq!(share.next(), Some(0));
+        assert_eq!(share.front(), Some(0..1));
         assert_eq!(share.back_half(), Some(3..5));
         assert_eq!(share.back_half(), Some(2..3));
-        assert_eq!(share.next(), Some(1));
-        assert_eq!(
-            [share.next(), share.back_half().map(|t| t.start)],
-            [None; 2]
-        );
+        assert_eq!(share.front(), Some(1..2));
+        assert_eq!([share.front(), share.back_half()], [None, None]);
+        share.set(7..30);
+        assert_eq!(share.front(), Some(7..9));
     }
 }
