@@ -59,18 +59,26 @@ impl Records {
 
     /// Writes one row's records, the last one filled up with zeros.
     pub(super) fn write(self, isa: Isa, x: &[f32], records: &mut [u32]) {
-        let (numbers, words) = self.block();
-        for (x, record) in x.chunks(numbers).zip(records.chunks_exact_mut(words)) {
-            match self {
-                Self::Small(start) => {
+        write(isa, self, x, records);
+    }
+}
+
+vectorized! {
+    /// [`Records::write`], compiled as a whole: a block alone is too short to pay for a call.
+    fn write(kind: Records, x: &[f32], records: &mut [u32]) {
+        match kind {
+            Records::Small(start) => {
+                for (i, record) in records.chunks_exact_mut(SMALL).enumerate() {
                     let (head, bytes) = record.split_at_mut(2);
-                    head[0] = round(isa, x, bytes).to_bits();
+                    head[0] = round(whole::<32>(&x[32 * i..], &mut [0.0; 32]), bytes).to_bits();
                     head[1] = start.of(bytes);
                 }
-                Self::Affine => {
+            }
+            Records::Affine => {
+                for (i, record) in records.chunks_exact_mut(AFFINE).enumerate() {
                     let (head, bytes) = record.split_at_mut(5);
-                    head[0] = round(isa, x, bytes).to_bits();
-                    for (pair, bytes) in head[1..].iter_mut().zip(bytes.chunks_exact(16)) {
+                    head[0] = round(whole::<256>(&x[256 * i..], &mut [0.0; 256]), bytes).to_bits();
+                    for (pair, bytes) in head[1..].iter_mut().zip(bytes.as_chunks::<16>().0) {
                         let [even, odd] = [&bytes[..8], &bytes[8..]].map(|bytes| {
                             let [a, b] = sums(bytes);
                             (a + b).cast_unsigned()
@@ -78,26 +86,40 @@ impl Records {
                         *pair = even & 0xffff | odd << 16;
                     }
                 }
-                Self::Signed(start) => {
+            }
+            Records::Signed(start) => {
+                for (i, record) in records.chunks_exact_mut(SIGNED).enumerate() {
                     let (head, bytes) = record.split_at_mut(17);
-                    head[0] = round(isa, x, bytes).to_bits();
-                    for (head, bytes) in head[1..].iter_mut().zip(bytes.chunks_exact(4)) {
+                    head[0] = round(whole::<256>(&x[256 * i..], &mut [0.0; 256]), bytes).to_bits();
+                    for (head, bytes) in head[1..].iter_mut().zip(bytes.as_chunks::<4>().0) {
                         *head = start.of(bytes);
                     }
                 }
-                Self::Single(_) => {
-                    for (word, x) in record.iter_mut().zip(x) {
-                        *word = x.to_bits();
-                    }
-                    record[x.len()..].fill(0);
+            }
+            Records::Single(_) => {
+                for (word, x) in records.iter_mut().zip(x) {
+                    *word = x.to_bits();
                 }
-                Self::Pairs => {
-                    record.fill(0);
-                    for (word, x) in record.iter_mut().zip(x.chunks(2)) {
-                        *word = join(x[0], x.get(1).copied().unwrap_or(0.0));
-                    }
+                records[x.len()..].fill(0);
+            }
+            Records::Pairs => {
+                records.fill(0);
+                for (word, x) in records.iter_mut().zip(x.chunks(2)) {
+                    *word = join(x[0], x.get(1).copied().unwrap_or(0.0));
                 }
             }
+        }
+    }
+}
+
+/// The first `N` numbers; if there are fewer, those and zeros.
+#[inline(always)]
+fn whole<'a, const N: usize>(x: &'a [f32], padded: &'a mut [f32; N]) -> &'a [f32; N] {
+    match x.first_chunk() {
+        Some(whole) => whole,
+        None => {
+            padded[..x.len()].copy_from_slice(x);
+            padded
         }
     }
 }
@@ -120,21 +142,20 @@ fn sums(words: &[u32]) -> [i32; 2] {
     sums
 }
 
-vectorized! {
-    /// Rounds whole words of numbers to bytes, 127 for the largest, and gives what they count. A number
-    /// that is not finite makes that NaN or infinite, and with it what is multiplied by it NaN.
-    fn round(x: &[f32], words: &mut [u32]) -> f32 {
-        /// Adding it rounds to an integer, which then stands in the low bits.
-        const ROUND: f32 = 12_582_912.0;
-        // Magnitudes have the order of their bits, with NaNs above all.
-        let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
-        let scale = f32::from_bits(x.iter().map(magnitude).fold(0, u32::max)) / 127.0;
-        let per = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        // Of a scale too small to be inverted nothing is left.
-        let per = if per.is_finite() { per } else { 0.0 };
-        for (word, x) in words.iter_mut().zip(x.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(x.map(|x| (x * per + ROUND).to_bits() as u8));
-        }
-        scale
+/// Rounds numbers to bytes, 127 for the largest, and gives what they count. A number that is not finite makes
+/// that NaN or infinite, and with it what is multiplied by it NaN.
+#[inline(always)]
+fn round<const N: usize>(x: &[f32; N], words: &mut [u32]) -> f32 {
+    /// Adding it rounds to an integer, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    // Magnitudes have the order of their bits, with NaNs above all.
+    let magnitude = |x: &f32| x.to_bits() & 0x7fff_ffff;
+    let scale = f32::from_bits(x.iter().map(magnitude).fold(0, u32::max)) / 127.0;
+    let per = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    // Of a scale too small to be inverted nothing is left.
+    let per = if per.is_finite() { per } else { 0.0 };
+    for (word, x) in words.iter_mut().zip(x.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(x.map(|x| (x * per + ROUND).to_bits() as u8));
     }
+    scale
 }
