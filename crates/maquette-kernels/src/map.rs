@@ -63,16 +63,16 @@ pub fn gather(parts: Vec<&mut Bytes>) -> io::Result<Gathering> {
     let _ = room.advise(Advice::HugePage);
     let moved = Arc::new(OnceLock::new());
     let before: Vec<Bytes> = parts.iter().map(|part| (**part).clone()).collect();
-    let of_thread = (before.clone(), Arc::downgrade(&moved));
-    let name = std::thread::Builder::new().name("gather weights".into());
-    let thread = name.spawn(move || {
-        let (before, moved) = of_thread;
+    let (of_thread, wanted) = (before.clone(), Arc::downgrade(&moved));
+    let builder = std::thread::Builder::new().name("gather weights".into());
+    let thread = builder.spawn(move || {
+        let before = of_thread;
         let mut rest = &mut room[..];
         for from in &before {
             let (mut to, after) = rest.split_at_mut(from.len().next_multiple_of(LINE));
             rest = after;
             for from in from.chunks(PIECE) {
-                if moved.strong_count() == 0 {
+                if wanted.strong_count() == 0 {
                     return;
                 }
                 let (piece, after) = to.split_at_mut(from.len());
@@ -80,11 +80,14 @@ pub fn gather(parts: Vec<&mut Bytes>) -> io::Result<Gathering> {
                 to = after;
             }
         }
-        let Some(moved) = moved.upgrade() else { return };
+        let Some(moved) = wanted.upgrade() else {
+            return;
+        };
         let _ = moved.set(room);
         // The file's pages stay with the system, but count no longer as this process's.
         #[cfg(unix)]
-        for map in before.iter().filter_map(Bytes::map) {
+        for same in before.chunk_by(|a, b| a.of_the_same_file(b)) {
+            let Some(map) = same[0].map() else { continue };
             // SAFETY: a map of a file that nobody writes to: whoever still reads there finds the same.
             let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }

@@ -551,21 +551,25 @@ pub(crate) fn prefetch(from: *const u8, bytes: usize) {
     }
 }
 
-/// Where memory is read from front to back, asks for what follows lines of `from`: 8 KiB ahead, so that it comes
-/// from memory in time, and 2 KiB ahead, so that the first cache has it. See [`asks`].
+/// Where memory is read from front to back, asks for what follows lines of `from`: [`AHEAD`], so that it comes from
+/// memory in time, and 2 KiB ahead, so that the first cache has it. See [`asks`].
 #[inline(always)]
 pub(crate) fn ask(from: *const u8, lines: std::ops::Range<usize>) {
     for line in lines {
         hint::<FIRST>(from.wrapping_add((2 << 10) + 64 * line));
-        hint::<SECOND>(from.wrapping_add((8 << 10) + 64 * line));
+        hint::<SECOND>(from.wrapping_add(AHEAD + 64 * line));
     }
 }
 
-/// Into the first cache.
+/// Bytes that [`ask`] asks ahead.
+pub(crate) const AHEAD: usize = 8 << 10;
+
+/// Into the first cache, as `_MM_HINT_T0` says.
 const FIRST: i32 = 3;
-/// Into the second.
+/// Into the second, as `_MM_HINT_T1` does.
 const SECOND: i32 = 2;
 
+/// Asks for a line of a cache.
 #[inline(always)]
 fn hint<const CACHE: i32>(line: *const u8) {
     // SAFETY: a hint, which may be given for any address.

@@ -52,7 +52,8 @@ pub(crate) fn each(tasks: usize, work: impl Fn(usize) + Sync) {
 }
 
 /// `work` by all threads, with the tasks below `tasks` that fall to each: for work that has something to
-/// do before the first, or after the last.
+/// do before the first, or after the last. A thread of a team does it once per section, the pool once per
+/// task.
 pub(crate) fn each_share(tasks: usize, work: impl Fn(&mut dyn Iterator<Item = usize>) + Sync) {
     if tasks <= 1 {
         return work(&mut (0..tasks));

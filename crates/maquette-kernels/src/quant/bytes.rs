@@ -34,8 +34,15 @@ impl Bytes {
     }
 
     /// The file that they are part of.
+    #[cfg(unix)]
     pub(crate) fn map(&self) -> Option<&Arc<Mmap>> {
         self.map.as_ref()
+    }
+
+    /// Whether both are parts of one map of a file.
+    #[cfg(unix)]
+    pub(crate) fn of_the_same_file(&self, other: &Self) -> bool {
+        matches!((&self.map, &other.map), (Some(a), Some(b)) if Arc::ptr_eq(a, b))
     }
 
     /// Bytes `range` of these; none if there are fewer.

@@ -57,7 +57,7 @@ impl Records {
         columns.div_ceil(numbers) * words
     }
 
-    /// Writes one row's records, the last one filled up with zeros.
+    /// Writes one row's records: whole blocks of integers, or floats with zeros after the last.
     pub(super) fn write(self, isa: Isa, x: &[f32], records: &mut [u32]) {
         write(isa, self, x, records);
     }
@@ -68,16 +68,16 @@ vectorized! {
     fn write(kind: Records, x: &[f32], records: &mut [u32]) {
         match kind {
             Records::Small(start) => {
-                for (i, record) in records.chunks_exact_mut(SMALL).enumerate() {
+                for (x, record) in x.as_chunks().0.iter().zip(records.chunks_exact_mut(SMALL)) {
                     let (head, bytes) = record.split_at_mut(2);
-                    head[0] = round(whole::<32>(&x[32 * i..], &mut [0.0; 32]), bytes).to_bits();
+                    head[0] = round::<32>(x, bytes).to_bits();
                     head[1] = start.of(bytes);
                 }
             }
             Records::Affine => {
-                for (i, record) in records.chunks_exact_mut(AFFINE).enumerate() {
+                for (x, record) in x.as_chunks().0.iter().zip(records.chunks_exact_mut(AFFINE)) {
                     let (head, bytes) = record.split_at_mut(5);
-                    head[0] = round(whole::<256>(&x[256 * i..], &mut [0.0; 256]), bytes).to_bits();
+                    head[0] = round::<256>(x, bytes).to_bits();
                     for (pair, bytes) in head[1..].iter_mut().zip(bytes.as_chunks::<16>().0) {
                         let [even, odd] = [&bytes[..8], &bytes[8..]].map(|bytes| {
                             let [a, b] = sums(bytes);
@@ -88,9 +88,9 @@ vectorized! {
                 }
             }
             Records::Signed(start) => {
-                for (i, record) in records.chunks_exact_mut(SIGNED).enumerate() {
+                for (x, record) in x.as_chunks().0.iter().zip(records.chunks_exact_mut(SIGNED)) {
                     let (head, bytes) = record.split_at_mut(17);
-                    head[0] = round(whole::<256>(&x[256 * i..], &mut [0.0; 256]), bytes).to_bits();
+                    head[0] = round::<256>(x, bytes).to_bits();
                     for (head, bytes) in head[1..].iter_mut().zip(bytes.as_chunks::<4>().0) {
                         *head = start.of(bytes);
                     }
@@ -108,18 +108,6 @@ vectorized! {
                     *word = join(x[0], x.get(1).copied().unwrap_or(0.0));
                 }
             }
-        }
-    }
-}
-
-/// The first `N` numbers; if there are fewer, those and zeros.
-#[inline(always)]
-fn whole<'a, const N: usize>(x: &'a [f32], padded: &'a mut [f32; N]) -> &'a [f32; N] {
-    match x.first_chunk() {
-        Some(whole) => whole,
-        None => {
-            padded[..x.len()].copy_from_slice(x);
-            padded
         }
     }
 }

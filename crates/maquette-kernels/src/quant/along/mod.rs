@@ -17,7 +17,7 @@ use super::product::{Job, Rows, Tasks, put};
 use super::weights::Weights;
 use super::words::Words;
 use super::x86::Vnni;
-use crate::simd::{Avx512, Lanes, ask, asks, prefetch};
+use crate::simd::{AHEAD, Avx512, Lanes, ask, asks, prefetch};
 
 /// Rows of a group.
 const ROWS: usize = 16;
@@ -149,7 +149,7 @@ pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
         && asks
     {
         // Nobody asked for these.
-        prefetch(job.weights[first * ROWS * job.stride()..].as_ptr(), 8 << 10);
+        prefetch(job.weights[first * ROWS * job.stride()..].as_ptr(), AHEAD);
     }
     // SAFETY: the caller's; there is room as reserved, of which what is scaled was written.
     unsafe {
