@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
-use super::along::{self, Along};
+use super::along::{self, Along, Reading};
 #[cfg(target_arch = "x86_64")]
 use super::dots::Pairs;
 use super::dots::{self, Bf16, F16, F32, Numbers};
@@ -282,7 +282,7 @@ unsafe fn vnni<F: Along>(job: &Job, tasks: Tasks) {
     // SAFETY: the caller's; rows are as long as it takes.
     unsafe {
         match job.n {
-            1 if blocks >= F::FEWEST => along::run::<F>(job, tasks),
+            1 if blocks >= F::By::FEWEST => along::run::<F>(job, tasks),
             _ => run::<Vnni, F>(job, tasks),
         }
     }

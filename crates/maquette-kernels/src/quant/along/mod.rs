@@ -23,7 +23,13 @@ use crate::simd::{AHEAD, Avx512, Lanes, ask, asks, prefetch};
 const ROWS: usize = 16;
 
 /// A format read so.
-pub(super) trait Along: Weights<Vnni> {
+pub(super) trait Along: Weights<Vnni> + Sized {
+    /// How.
+    type By: Reading<Self>;
+}
+
+/// A way to read rows of the format `F`.
+pub(super) trait Reading<F: Along> {
     /// Blocks a row must have.
     const FEWEST: usize;
 
@@ -48,9 +54,8 @@ pub(super) trait Along: Weights<Vnni> {
         blocks: usize,
         x: &[__m512i],
         to: Read,
-        before: &mut Scaling<Self>,
-    ) where
-        Self: Sized;
+        before: &mut Scaling<F>,
+    );
 
     /// Adds what a block's totals of all rows come to, given its heads.
     ///
@@ -107,8 +112,8 @@ impl<F: Along> Scaling<F> {
             let four = self.read.totals.add(first).cast_const().cast();
             let four = Vnni::columns(four, size_of::<i32>() * self.blocks);
             for (b, totals) in (first..self.blocks).zip(four) {
-                let heads = self.read.heads.add(b * ROWS * F::HEAD);
-                self.sum = F::add(self.sum, totals, heads, self.record.add(b * F::RECORD));
+                let heads = self.read.heads.add(b * ROWS * F::By::HEAD);
+                self.sum = F::By::add(self.sum, totals, heads, self.record.add(b * F::RECORD));
             }
         }
     }
@@ -129,14 +134,14 @@ thread_local! {
 /// The outputs of groups of rows, of one row of `x`.
 ///
 /// # Safety
-/// As [`super::product::Kernel::run`]; rows have [`Along::FEWEST`] blocks.
+/// As [`super::product::Kernel::run`]; rows have [`Reading::FEWEST`] blocks.
 #[inline(always)]
 pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
     job.check::<Vnni, F>();
     let (blocks, asks) = (job.columns.div_ceil(F::NUMBERS), asks());
     let mut room = ROOM.take();
     // Of two groups; totals are turned four blocks at a time.
-    let (totals, heads) = (ROWS * blocks + 4, ROWS * blocks * F::HEAD);
+    let (totals, heads) = (ROWS * blocks + 4, ROWS * blocks * F::By::HEAD);
     room.totals.reserve(2 * totals);
     room.heads.reserve(2 * heads);
     let mut reads = [0, 1].map(|i| Read {
@@ -153,15 +158,15 @@ pub(super) unsafe fn run<F: Along>(job: &Job, tasks: Tasks) {
     }
     // SAFETY: the caller's; there is room as reserved, of which what is scaled was written.
     unsafe {
-        F::prepare(record, blocks, &mut room.x);
+        F::By::prepare(record, blocks, &mut room.x);
         let mut before = Scaling::<F>::of(reads[1], 0, record);
         let mut last = None;
         for group in groups {
             let rows = Rows::of::<Vnni>(job, group);
             let [read, _] = reads;
             match asks {
-                true => F::read::<true>(rows.from, blocks, &room.x, read, &mut before),
-                false => F::read::<false>(rows.from, blocks, &room.x, read, &mut before),
+                true => F::By::read::<true>(rows.from, blocks, &room.x, read, &mut before),
+                false => F::By::read::<false>(rows.from, blocks, &room.x, read, &mut before),
             }
             if let Some(last) = last.replace(group) {
                 put::<Vnni, 1, 1>(job, last, 0, &[[before.sum]]);

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 use super::super::weights::{Q4_0, Q8_0, SMALL, add_scaled, number};
 use super::super::words::Words;
 use super::super::x86::Vnni;
-use super::{Along, ROWS, Read, Scaling, added, ask_part, halves};
+use super::{Along, ROWS, Read, Reading, Scaling, added, ask_part, halves};
 
 /// Blocks of a run.
 const LONG: usize = 16;
@@ -41,85 +41,74 @@ fn short_runs(blocks: usize) -> impl Iterator<Item = usize> {
         .map(move |at| at.min(blocks - SHORT))
 }
 
-macro_rules! along {
-    ($format:ty) => {
-        impl Along for $format {
-            const FEWEST: usize = SHORT;
-            const HEAD: usize = size_of::<u16>();
+/// In runs.
+pub(in crate::quant) struct Runs;
 
-            #[inline(always)]
-            unsafe fn prepare(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
-                // SAFETY: the caller's.
-                unsafe { prepare::<Self>(x, blocks, to) }
+impl<F: Small> Reading<F> for Runs {
+    const FEWEST: usize = SHORT;
+    const HEAD: usize = size_of::<u16>();
+
+    #[inline(always)]
+    unsafe fn prepare(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
+        to.clear();
+        to.reserve(blocks.next_multiple_of(SHORT) / 2);
+        let mut next = to.as_mut_ptr();
+        // SAFETY: the caller's; there is room for all vectors, and all of them are written.
+        unsafe {
+            for run in 0..blocks / LONG {
+                F::write::<LONG>(x.add(SMALL * LONG * run), next);
+                next = next.add(LONG / 2);
             }
-
-            #[inline(always)]
-            unsafe fn read<const ASK: bool>(
-                from: *const u8,
-                blocks: usize,
-                x: &[__m512i],
-                to: Read,
-                before: &mut Scaling<Self>,
-            ) {
-                // With each row its part, in fours.
-                let part = blocks.div_ceil(4 * ROWS) * 4;
-                for i in 0..ROWS {
-                    // SAFETY: the caller's.
-                    unsafe {
-                        row::<Self, ASK>(i, from, blocks, x, to);
-                        for first in (i * part..(i + 1) * part).step_by(4) {
-                            before.four(first);
-                        }
-                    }
-                }
+            for at in short_runs(blocks) {
+                F::write::<SHORT>(x.add(SMALL * at), next);
+                next = next.add(SHORT / 2);
             }
+            to.set_len(next.offset_from_unsigned(to.as_ptr()));
+        }
+    }
 
-            #[inline(always)]
-            unsafe fn add(
-                sum: __m512,
-                totals: __m512i,
-                heads: *const u8,
-                record: *const u32,
-            ) -> __m512 {
-                // SAFETY: the caller's; heads are halves, a record begins with scale and start.
-                unsafe {
-                    let start = Vnni::splat(record.add(1).read());
-                    let totals = _mm512_add_epi32(totals, start);
-                    let d = _mm512_cvtph_ps(_mm256_loadu_si256(heads.cast()));
-                    add_scaled::<Vnni>(sum, totals, d, number::<Vnni>(record, 0))
+    #[inline(always)]
+    unsafe fn read<const ASK: bool>(
+        from: *const u8,
+        blocks: usize,
+        x: &[__m512i],
+        to: Read,
+        before: &mut Scaling<F>,
+    ) {
+        // With each row its part, in fours.
+        let part = blocks.div_ceil(4 * ROWS) * 4;
+        for i in 0..ROWS {
+            // SAFETY: the caller's.
+            unsafe {
+                row::<F, ASK>(i, from, blocks, x, to);
+                for first in (i * part..(i + 1) * part).step_by(4) {
+                    before.four(first);
                 }
             }
         }
-    };
-}
+    }
 
-along!(Q4_0);
-along!(Q8_0);
-
-/// [`Along::prepare`]
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn prepare<F: Small>(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
-    to.clear();
-    to.reserve(blocks.next_multiple_of(SHORT) / 2);
-    let mut next = to.as_mut_ptr();
-    // SAFETY: the caller's; there is room for all vectors, and all of them are written.
-    unsafe {
-        for run in 0..blocks / LONG {
-            F::write::<LONG>(x.add(SMALL * LONG * run), next);
-            next = next.add(LONG / 2);
+    #[inline(always)]
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
+        // SAFETY: the caller's; heads are halves, a record begins with scale and start.
+        unsafe {
+            let start = Vnni::splat(record.add(1).read());
+            let totals = _mm512_add_epi32(totals, start);
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(heads.cast()));
+            add_scaled::<Vnni>(sum, totals, d, number::<Vnni>(record, 0))
         }
-        for at in short_runs(blocks) {
-            F::write::<SHORT>(x.add(SMALL * at), next);
-            next = next.add(SHORT / 2);
-        }
-        to.set_len(next.offset_from_unsigned(to.as_ptr()));
     }
 }
 
-/// [`Along::read`] of one row.
+impl Along for Q4_0 {
+    type By = Runs;
+}
+
+impl Along for Q8_0 {
+    type By = Runs;
+}
+
+/// [`Reading::read`] of one row.
 ///
 /// # Safety
 /// As there.

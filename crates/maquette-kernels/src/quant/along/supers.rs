@@ -4,10 +4,16 @@ use std::arch::x86_64::*;
 
 use super::super::weights::{Head, Q4K, Q5K, Q6K, add_scaled, number};
 use super::super::x86::Vnni;
-use super::{Along, ROWS, Read, Scaling, added, ask_part, together};
+use super::{Along, ROWS, Read, Reading, Scaling, added, ask_part, together};
 
 /// A format of super-blocks.
 pub(super) trait Super: Along {
+    /// The bytes of a block that scale its total.
+    type Head: Copy;
+
+    /// Where in the block they stand.
+    const HEAD_AT: usize;
+
     /// Vectors of `x` that a block is multiplied with.
     const VECTORS: usize;
 
@@ -22,127 +28,108 @@ pub(super) trait Super: Along {
     /// # Safety
     /// The machine has the instructions; the block and the vectors are there.
     unsafe fn total(block: *const u8, x: *const __m512i) -> __m512i;
+
+    /// [`Reading::add`]
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512;
 }
 
-/// [`Along`] of a format whose heads stand at `$head` of a block.
-macro_rules! along {
-    ($format:ty, $head:expr, $length:expr, $add:ident) => {
-        impl Along for $format {
-            const FEWEST: usize = 1;
-            const HEAD: usize = $length;
+/// Block by block.
+pub(in crate::quant) struct Blocks;
 
-            #[inline(always)]
-            unsafe fn prepare(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
-                // SAFETY: the caller's.
-                unsafe { prepare::<Self>(x, blocks, to) }
-            }
+impl<F: Super> Reading<F> for Blocks {
+    const FEWEST: usize = 1;
+    const HEAD: usize = size_of::<F::Head>();
 
-            #[inline(always)]
-            unsafe fn read<const ASK: bool>(
-                from: *const u8,
-                blocks: usize,
-                x: &[__m512i],
-                to: Read,
-                before: &mut Scaling<Self>,
-            ) {
-                // SAFETY: the caller's.
-                unsafe { read::<Self, ASK, $head, $length>(from, blocks, x, to, before) }
-            }
-
-            #[inline(always)]
-            unsafe fn add(
-                sum: __m512,
-                totals: __m512i,
-                heads: *const u8,
-                record: *const u32,
-            ) -> __m512 {
-                // SAFETY: the caller's.
-                unsafe { $add(sum, totals, heads, record) }
-            }
-        }
-    };
-}
-
-along!(Q4K, 0, 16, add_affine);
-along!(Q5K, 0, 16, add_affine);
-along!(Q6K, 208, 2, add_signed);
-
-/// [`Along::prepare`]
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn prepare<F: Super>(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
-    to.clear();
-    to.reserve(F::VECTORS * blocks);
-    // SAFETY: the caller's; there is room for all vectors, and all of them are written.
-    unsafe {
-        for b in 0..blocks {
-            F::write(x.add(F::RECORD * b), to.as_mut_ptr().add(F::VECTORS * b));
-        }
-        to.set_len(F::VECTORS * blocks);
-    }
-}
-
-/// [`Along::read`], of blocks that have `LENGTH` bytes of head at `HEAD`.
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn read<F: Super, const ASK: bool, const HEAD: usize, const LENGTH: usize>(
-    from: *const u8,
-    blocks: usize,
-    x: &[__m512i],
-    to: Read,
-    before: &mut Scaling<F>,
-) {
-    let mut at = Place::<HEAD, LENGTH> {
-        block: from,
-        x: 0,
-        head: to.heads.cast(),
-        row: ROWS * blocks,
-    };
-    for i in 0..blocks {
-        // SAFETY: the caller's; of sixteen rows there are sixteen times as many.
+    #[inline(always)]
+    unsafe fn prepare(x: *const u32, blocks: usize, to: &mut Vec<__m512i>) {
+        to.clear();
+        to.reserve(F::VECTORS * blocks);
+        // SAFETY: the caller's; there is room for all vectors, and all of them are written.
         unsafe {
-            let fours = [
-                at.four::<F, ASK>(x),
-                at.four::<F, ASK>(x),
-                at.four::<F, ASK>(x),
-                at.four::<F, ASK>(x),
-            ];
-            _mm512_storeu_si512(to.totals.add(ROWS * i).cast(), together(fours));
-            if i % 4 == 0 {
-                before.four(i);
+            for b in 0..blocks {
+                F::write(x.add(F::RECORD * b), to.as_mut_ptr().add(F::VECTORS * b));
+            }
+            to.set_len(F::VECTORS * blocks);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn read<const ASK: bool>(
+        from: *const u8,
+        blocks: usize,
+        x: &[__m512i],
+        to: Read,
+        before: &mut Scaling<F>,
+    ) {
+        let mut at = Place::<F> {
+            block: from,
+            x: 0,
+            head: to.heads.cast(),
+            row: ROWS * blocks,
+        };
+        for i in 0..blocks {
+            // SAFETY: the caller's; of sixteen rows there are sixteen times as many.
+            unsafe {
+                let fours = [
+                    at.four::<ASK>(x),
+                    at.four::<ASK>(x),
+                    at.four::<ASK>(x),
+                    at.four::<ASK>(x),
+                ];
+                _mm512_storeu_si512(to.totals.add(ROWS * i).cast(), together(fours));
+                if i % 4 == 0 {
+                    before.four(i);
+                }
             }
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { F::add(sum, totals, heads, record) }
+    }
+}
+
+impl Along for Q4K {
+    type By = Blocks;
+}
+
+impl Along for Q5K {
+    type By = Blocks;
+}
+
+impl Along for Q6K {
+    type By = Blocks;
 }
 
 /// Where rows that follow each other are read, block by block.
-struct Place<const HEAD: usize, const LENGTH: usize> {
+struct Place<F: Super> {
     block: *const u8,
     /// Of the vectors.
     x: usize,
-    head: *mut [u8; LENGTH],
+    head: *mut F::Head,
     /// How far the heads of a row's blocks reach.
     row: usize,
 }
 
-impl<const HEAD: usize, const LENGTH: usize> Place<HEAD, LENGTH> {
+impl<F: Super> Place<F> {
     /// Sums of quarters of the totals of the next four blocks, side by side.
     ///
     /// # Safety
     /// As [`Super::total`], and there is room for the heads.
     #[inline(always)]
-    unsafe fn four<F: Super, const ASK: bool>(&mut self, x: &[__m512i]) -> __m512i {
+    unsafe fn four<const ASK: bool>(&mut self, x: &[__m512i]) -> __m512i {
         // SAFETY: the caller's. Written out, since a loop of four would not be unrolled.
         unsafe {
             added([
-                self.next::<F, ASK, 0>(x),
-                self.next::<F, ASK, 1>(x),
-                self.next::<F, ASK, 2>(x),
-                self.next::<F, ASK, 3>(x),
+                self.next::<ASK, 0>(x),
+                self.next::<ASK, 1>(x),
+                self.next::<ASK, 2>(x),
+                self.next::<ASK, 3>(x),
             ])
         }
     }
@@ -152,14 +139,14 @@ impl<const HEAD: usize, const LENGTH: usize> Place<HEAD, LENGTH> {
     /// # Safety
     /// As [`Self::four`].
     #[inline(always)]
-    unsafe fn next<F: Super, const ASK: bool, const I: usize>(&mut self, x: &[__m512i]) -> __m512i {
+    unsafe fn next<const ASK: bool, const I: usize>(&mut self, x: &[__m512i]) -> __m512i {
         let four = self.block.wrapping_sub(I * F::BYTES);
         ask_part::<ASK, I>(four, 4 * F::BYTES);
         // SAFETY: the caller's; at the end of `x` the next row begins.
         unsafe {
             let total = F::total(self.block, x.as_ptr().add(self.x));
-            self.head
-                .write(self.block.add(HEAD).cast::<[u8; LENGTH]>().read());
+            let head = self.block.add(F::HEAD_AT).cast::<F::Head>();
+            self.head.write_unaligned(head.read_unaligned());
             self.head = self.head.wrapping_add(ROWS);
             self.block = self.block.add(F::BYTES);
             self.x += F::VECTORS;
@@ -271,7 +258,7 @@ unsafe fn write_affine(record: *const u32, to: *mut __m512i) {
     }
 }
 
-/// [`Along::add`]
+/// [`Super::add`] with heads that are a [`Head`].
 ///
 /// # Safety
 /// As there.
@@ -282,6 +269,8 @@ unsafe fn add_affine(sum: __m512, totals: __m512i, heads: *const u8, record: *co
 }
 
 impl Super for Q4K {
+    type Head = [u8; 16];
+    const HEAD_AT: usize = 0;
     const VECTORS: usize = 4;
 
     #[inline(always)]
@@ -308,9 +297,17 @@ impl Super for Q4K {
             affine(block, levels, x)
         }
     }
+
+    #[inline(always)]
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { add_affine(sum, totals, heads, record) }
+    }
 }
 
 impl Super for Q5K {
+    type Head = [u8; 16];
+    const HEAD_AT: usize = 0;
     const VECTORS: usize = 4;
 
     #[inline(always)]
@@ -346,22 +343,17 @@ impl Super for Q5K {
             affine(block, joined, x)
         }
     }
-}
 
-/// [`Along::add`]
-///
-/// # Safety
-/// As there.
-#[inline(always)]
-unsafe fn add_signed(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
-    // SAFETY: the caller's; heads are halves.
-    unsafe {
-        let d = _mm512_cvtph_ps(_mm256_loadu_si256(heads.cast()));
-        add_scaled::<Vnni>(sum, totals, d, number::<Vnni>(record, 0))
+    #[inline(always)]
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
+        // SAFETY: the caller's.
+        unsafe { add_affine(sum, totals, heads, record) }
     }
 }
 
 impl Super for Q6K {
+    type Head = [u8; 2];
+    const HEAD_AT: usize = 208;
     /// `x` as it is, and what makes levels -32 to 31.
     const VECTORS: usize = 8;
 
@@ -429,6 +421,15 @@ impl Super for Q6K {
                 sum = scaled(sum, levels, x, starts, scales);
             }
             sum
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add(sum: __m512, totals: __m512i, heads: *const u8, record: *const u32) -> __m512 {
+        // SAFETY: the caller's; heads are halves.
+        unsafe {
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(heads.cast()));
+            add_scaled::<Vnni>(sum, totals, d, number::<Vnni>(record, 0))
         }
     }
 }
