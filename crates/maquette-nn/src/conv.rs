@@ -46,14 +46,8 @@ impl Conv2dConfig {
     /// A 3x3 convolution that halves the size.
     pub fn halve(d_in: usize, d_out: usize) -> Self {
         Self {
-            d_in,
-            d_out,
-            kernel: 3,
             stride: 2,
-            padding: 1,
-            dilation: 1,
-            groups: 1,
-            bias: true,
+            ..Self::same(d_in, d_out, 3)
         }
     }
 

@@ -270,7 +270,7 @@ fn dcgan(config: &GanConfig, device: &Device) -> (Vec<Stage>, usize) {
             if level == 0 { first } else { layer },
             config.critic_width() << level,
         );
-        stages.push(Stage::Layer(layer.conv([channels, width], 4, 2, 1, device)));
+        stages.push(Stage::Layer(layer.halve([channels, width], device)));
         channels = width;
     }
     (stages, channels * side * side)
@@ -292,7 +292,7 @@ fn door(config: &GanConfig, level: usize, device: &Device) -> Layer {
         // A block begins with its activation.
         _ => (bare, config.critic_width()),
     };
-    layer.conv([config.critic_channels(), width], 1, 1, 0, device)
+    layer.same([config.critic_channels(), width], 1, device)
 }
 
 /// Residual blocks, all but the last two of which halve the size, and a sum over places (Miyato et al.

@@ -170,7 +170,7 @@ fn head(config: &GanConfig, level: usize, device: &Device) -> Layer {
         Network::Dcgan => config.width << (levels - 1 - level),
         _ => config.width,
     };
-    LayerConfig::default().conv([width, channels], 1, 1, 0, device)
+    LayerConfig::default().same([width, channels], 1, device)
 }
 
 /// Transposed convolutions that double the size, half the channels each (Radford et al. 2016, figure 1,
@@ -186,8 +186,8 @@ fn dcgan(config: &GanConfig, device: &Device) -> Vec<Stage> {
     let start = layer.spread(config.generator_inputs(), [widths[0], side], device);
     let mut stages = vec![Stage::Layer(start)];
     let pairs = widths.windows(2);
-    stages.extend(pairs.map(|pair| Stage::Layer(layer.up([pair[0], pair[1]], 4, 2, 1, device))));
-    let last = LayerConfig::default().up([config.width, channels], 4, 2, 1, device);
+    stages.extend(pairs.map(|pair| Stage::Layer(layer.double([pair[0], pair[1]], device))));
+    let last = LayerConfig::default().double([config.width, channels], device);
     stages.push(Stage::Layer(last));
     stages
 }
@@ -204,7 +204,7 @@ fn resnet(config: &GanConfig, device: &Device) -> Vec<Stage> {
         Stage::Residual(block)
     }));
     stages.push(Stage::Finish(layer.finish(width, device)));
-    let last = LayerConfig::default().conv([width, channels], 3, 1, 1, device);
+    let last = LayerConfig::default().same([width, channels], 3, device);
     stages.push(Stage::Layer(last));
     stages
 }

@@ -171,38 +171,31 @@ impl LayerConfig {
         }
     }
 
-    /// A convolution of a square kernel.
-    pub(super) fn conv(
-        self,
-        [d_in, d_out]: [usize; 2],
-        kernel: usize,
-        stride: usize,
-        padding: usize,
-        device: &Device,
-    ) -> Layer {
+    /// A convolution of an odd kernel that keeps the size.
+    pub(super) fn same(self, [d_in, d_out]: [usize; 2], kernel: usize, device: &Device) -> Layer {
+        self.conv(Conv2dConfig::same(d_in, d_out, kernel), device)
+    }
+
+    /// A 4x4 convolution that halves the size.
+    pub(super) fn halve(self, [d_in, d_out]: [usize; 2], device: &Device) -> Layer {
         let config = Conv2dConfig {
-            kernel,
-            stride,
-            padding,
+            kernel: 4,
+            ..Conv2dConfig::halve(d_in, d_out)
+        };
+        self.conv(config, device)
+    }
+
+    fn conv(self, config: Conv2dConfig, device: &Device) -> Layer {
+        let config = Conv2dConfig {
             bias: self.has_offset(),
-            ..Conv2dConfig::same(d_in, d_out, kernel)
+            ..config
         };
         self.init(Kernel::Conv(config.init(device)), device)
     }
 
-    /// A transposed convolution of a square kernel.
-    pub(super) fn up(
-        self,
-        [d_in, d_out]: [usize; 2],
-        kernel: usize,
-        stride: usize,
-        padding: usize,
-        device: &Device,
-    ) -> Layer {
+    /// A 4x4 transposed convolution that doubles the size.
+    pub(super) fn double(self, [d_in, d_out]: [usize; 2], device: &Device) -> Layer {
         let config = ConvTranspose2dConfig {
-            kernel,
-            stride,
-            padding,
             bias: self.has_offset(),
             ..ConvTranspose2dConfig::double(d_in, d_out)
         };

@@ -138,10 +138,10 @@ impl Residual {
         };
         Self {
             entry: (!at_image).then(|| config.finish(d_in, device)),
-            first: config.conv([d_in, d_out], 3, 1, 1, device),
-            second: bare.conv([d_out, d_out], 3, 1, 1, device),
+            first: config.same([d_in, d_out], 3, device),
+            second: bare.same([d_out, d_out], 3, device),
             around: (d_in != d_out || resize != Resize::Keep)
-                .then(|| bare.conv([d_in, d_out], 1, 1, 0, device)),
+                .then(|| bare.same([d_in, d_out], 1, device)),
             resize,
         }
     }

@@ -266,11 +266,11 @@ impl Translator {
         };
         let hidden = LayerConfig { norm, ..plain };
         Self {
-            stem: plain.conv([c_in, width], 3, 1, 1, device),
+            stem: plain.same([c_in, width], 3, device),
             down: (0..levels)
-                .map(|level| hidden.conv([channels(level), channels(level + 1)], 4, 2, 1, device))
+                .map(|level| hidden.halve([channels(level), channels(level + 1)], device))
                 .collect(),
-            middle: hidden.conv([channels(levels); 2], 3, 1, 1, device),
+            middle: hidden.same([channels(levels); 2], 3, device),
             up: (0..levels)
                 .rev()
                 .map(|level| {
@@ -281,10 +281,10 @@ impl Translator {
                     } else {
                         2 * below
                     };
-                    hidden.up([seen, channels(level)], 4, 2, 1, device)
+                    hidden.double([seen, channels(level)], device)
                 })
                 .collect(),
-            head: LayerConfig::default().conv([2 * width, c_out], 3, 1, 1, device),
+            head: LayerConfig::default().same([2 * width, c_out], 3, device),
             dropout: Dropout::new(dropout),
         }
     }
@@ -336,12 +336,12 @@ impl PatchCritic {
             norm: config.norm,
             ..plain
         };
-        let mut layers = vec![plain.conv([channels, wide(0)], 4, 2, 1, device)];
+        let mut layers = vec![plain.halve([channels, wide(0)], device)];
         for layer in 1..config.n_layers {
-            layers.push(hidden.conv([wide(layer - 1), wide(layer)], 4, 2, 1, device));
+            layers.push(hidden.halve([wide(layer - 1), wide(layer)], device));
         }
         let last = wide(config.n_layers - 1);
-        layers.push(LayerConfig::default().conv([last, 1], 3, 1, 1, device));
+        layers.push(LayerConfig::default().same([last, 1], 3, device));
         Self { layers, history }
     }
 
