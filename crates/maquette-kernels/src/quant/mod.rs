@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod along;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod bytes;
 mod dots;
 mod format;

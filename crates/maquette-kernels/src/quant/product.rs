@@ -5,6 +5,8 @@ use std::ops::Range;
 
 #[cfg(target_arch = "x86_64")]
 use super::along::{self, Along, Reading};
+#[cfg(target_arch = "aarch64")]
+use super::arm::Dot;
 #[cfg(target_arch = "x86_64")]
 use super::dots::Pairs;
 use super::dots::{self, Bf16, F16, F32, Numbers};
@@ -46,6 +48,8 @@ pub(super) enum Level {
     AvxVnni,
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
     Portable,
 }
 
@@ -86,6 +90,10 @@ impl Level {
                     .filter(|(_, has)| *has)
                     .map(|(level, _)| level),
             );
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            found.push(Self::NeonDot);
         }
         found.push(Self::Portable);
         found
@@ -192,6 +200,11 @@ impl Kernel {
             Level::AvxVnni => quantised!(format, AvxVnni, avx_vnni),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => quantised!(format, Avx2, avx2),
+            // The compiler makes NEON of the portable loops.
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot if float => floats!(format, Portable, dots_portable),
+            #[cfg(target_arch = "aarch64")]
+            Level::NeonDot => quantised!(format, Dot, neon_dot),
             Level::Portable if float => floats!(format, Portable, dots_portable),
             Level::Portable => quantised!(format, Portable, portable),
         }
@@ -253,8 +266,8 @@ type Loop = unsafe fn(&Job, Tasks);
 pub(super) type Tasks<'a> = &'a mut dyn Iterator<Item = Range<usize>>;
 
 macro_rules! compiled {
-    ($(#[$features:meta])? $name:ident, $words:ty) => {
-        $(#[cfg(target_arch = "x86_64")] #[$features])?
+    ($(#[$attribute:meta])* $name:ident, $words:ty) => {
+        $(#[$attribute])*
         unsafe fn $name<F: Weights<$words>>(job: &Job, tasks: Tasks) {
             // SAFETY: the caller's.
             unsafe { run::<$words, F>(job, tasks) }
@@ -264,11 +277,19 @@ macro_rules! compiled {
 
 compiled!(portable, Portable);
 compiled!(
+    #[cfg(target_arch = "aarch64")]
+    #[target_feature(enable = "neon,dotprod")]
+    neon_dot,
+    Dot
+);
+compiled!(
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
     avx2,
     Avx2
 );
 compiled!(
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
     avx_vnni,
     AvxVnni
@@ -290,8 +311,8 @@ unsafe fn vnni<F: Along>(job: &Job, tasks: Tasks) {
 
 /// The same of floats.
 macro_rules! compiled_dots {
-    ($(#[$features:meta])? $name:ident, $lanes:ty) => {
-        $(#[cfg(target_arch = "x86_64")] #[$features])?
+    ($(#[$attribute:meta])* $name:ident, $lanes:ty) => {
+        $(#[$attribute])*
         unsafe fn $name<F: Numbers<$lanes>>(job: &Job, tasks: Tasks) {
             // SAFETY: the caller's.
             unsafe { dots::run::<$lanes, F>(job, tasks) }
@@ -301,11 +322,13 @@ macro_rules! compiled_dots {
 
 compiled_dots!(dots_portable, Portable);
 compiled_dots!(
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c")]
     dots_avx2,
     Avx2
 );
 compiled_dots!(
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c")]
     dots_avx512,
     Avx512

@@ -24,7 +24,8 @@ pub(super) trait Words {
     type Byte: Copy;
     /// Their sums.
     type ByteSum: Copy;
-    /// What is taken off bytes by [`Words::start_bytes`]: 128, or as many for each plane.
+    /// What is taken off bytes by [`Words::start_bytes`]: 128, as many for each plane, or none where
+    /// [`Words::bytes`] takes it off.
     const BYTE_SHIFT: i32;
 
     /// Sixteen bytes of each row, rows `stride` apart, as four vectors of words.
@@ -45,7 +46,7 @@ pub(super) trait Words {
 
     /// A sum to start from, of what bytes 0 and 1, and bytes 2 and 3 of all words are to start from.
     fn start(halves: [i32; 2]) -> u32;
-    /// Adds the products of unsigned bytes `w` and signed bytes `x`. A sum holds 2^15 for each half
+    /// Adds the products of bytes `w` below 128 and signed bytes `x`. A sum holds 2^15 for each half
     /// of a word in the end, whatever lies between; two neighbouring products may not exceed it.
     unsafe fn dot(sum: Self::V, w: Self::V, x: Self::V) -> Self::V;
     /// Sums as words.
