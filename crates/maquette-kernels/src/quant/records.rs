@@ -19,6 +19,7 @@ pub(super) enum Records {
     /// Numbers as they are, this many at a time.
     Single(usize),
     /// Pairs of bf16, a vector of them at a time.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code))]
     Pairs,
 }
 

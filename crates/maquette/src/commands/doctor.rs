@@ -12,25 +12,17 @@ use crate::output::Output;
 /// The SIMD extensions that the kernels choose from, as found at run time.
 fn simd() -> Vec<&'static str> {
     let mut found = Vec::new();
+    macro_rules! probe {
+        ($detected:ident: $($name:tt),*) => {
+            $(if std::arch::$detected!($name) { found.push($name); })*
+        };
+    }
     #[cfg(target_arch = "x86_64")]
-    {
-        macro_rules! probe {
-            ($($name:tt),*) => { $(if std::arch::is_x86_feature_detected!($name) { found.push($name); })* };
-        }
-        probe!(
-            "sse4.2",
-            "avx",
-            "fma",
-            "avx2",
-            "avx512f",
-            "avx512vnni",
-            "avx512bf16"
-        );
-    }
+    probe!(
+        is_x86_feature_detected: "sse4.2", "avx", "fma", "avx2", "avxvnni", "avx512f", "avx512vnni", "avx512bf16"
+    );
     #[cfg(target_arch = "aarch64")]
-    if std::arch::is_aarch64_feature_detected!("neon") {
-        found.push("neon");
-    }
+    probe!(is_aarch64_feature_detected: "neon", "dotprod");
     found
 }
 
